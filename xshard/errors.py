@@ -1,0 +1,40 @@
+"""Every error that xshard raises on purpose: what, where, why, and the mend, in one message."""
+
+from __future__ import annotations
+
+
+class XshardError(Exception):
+    """Base of all errors that xshard raises about its input."""
+
+
+class TraceError(XshardError):
+    """The function could not be traced to a jaxpr with these arguments."""
+
+
+class RuleError(XshardError):
+    """An op rule contradicts the shapes of its op: a bug in the rule, not in the user's program."""
+
+
+class PinError(XshardError):
+    """An `in_specs`, `out_specs` or constraint cannot hold: unknown axis, wrong rank, no division."""
+
+
+class MeshError(XshardError):
+    """The mesh or cluster does not fit the devices or cannot be read."""
+
+
+class InfeasibleError(XshardError):
+    """No plan fits: carries the smallest memory limit that would work.
+
+    Attributes:
+      smallest_limit_bytes: the smallest per-device limit for which a plan exists; None when no
+        limit helps (the pins contradict each other).
+    """
+
+    def __init__(self, message: str, smallest_limit_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.smallest_limit_bytes = smallest_limit_bytes
+
+
+class PlanError(XshardError):
+    """A plan file is truncated, foreign, or belongs to another function, mesh or shape."""

@@ -1,0 +1,1 @@
+"""What each primitive does to dimensions: its factors, which are summed, which must stay whole."""

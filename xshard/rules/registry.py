@@ -1,0 +1,51 @@
+"""One table: primitive name -> the function that states its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from xshard.ir.graph import Graph, Op, Value
+from xshard.rules.rule import Rule
+
+
+class RuleFn(Protocol):
+    """States the rule of one op: its operands (None for a literal) and results are given."""
+
+    def __call__(self, op: Op, ins: list[Value | None], outs: list[Value]) -> Rule: ...
+
+
+_TABLE: dict[str, RuleFn] = {}
+
+
+def register(table: dict[str, RuleFn]) -> None:
+    """Adds rules.
+
+    Raises:
+      ValueError: if a primitive already has one.
+    """
+    twice = table.keys() & _TABLE.keys()
+    if twice:
+        raise ValueError(f"primitives with two rules: {sorted(twice)}")
+    _TABLE.update(table)
+
+
+def registered() -> dict[str, RuleFn]:
+    """The table, by primitive name."""
+    return dict(sorted(_TABLE.items()))
+
+
+def rule_of(graph: Graph, op: Op) -> Rule:
+    """The rule of an op; an op without one must be whole on every device (`known=False`)."""
+    ins = [None if v is None else graph.values[v] for v in op.inputs]
+    outs = [graph.values[v] for v in op.outputs]
+    fn: Callable[..., Rule] | None = _TABLE.get(op.prim)
+    return unknown(op, ins, outs) if fn is None else fn(op, ins, outs)
+
+
+def unknown(op: Op, ins: list[Value | None], outs: list[Value]) -> Rule:
+    """Whole on every device, reported in the plan, and paid for as replicated work."""
+    return Rule(
+        operands=(None,) * len(ins), results=(None,) * len(outs), sizes={}, kind="opaque",
+        known=False,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""From plain integers to the best choices: reductions, CP-SAT, search, check."""

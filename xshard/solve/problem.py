@@ -1,0 +1,123 @@
+r"""`Problem`: the planning problem as plain integers.
+
+Choose one $c_i$ for each node $i$ to minimise
+
+$$\sum_i \mathrm{cost}_i[c_i] + \sum_{(i,j)} \mathrm{cost}_{ij}[c_i, c_j]$$
+
+subject to, for every row $t$ of live memory,
+
+$$\mathrm{base}_t + \sum_i n_{ti}\,\mathrm{usage}_i[c_i]
+  + \sum_{(i,j)} n_{t,ij}\,\mathrm{usage}_{ij}[c_i, c_j] \le \mathrm{limit}.$$
+
+A cost of `FORBIDDEN` or more means that the choice (or pair) is not allowed. A node may stand for
+many isomorphic ops: its costs then carry their number, and $n_{ti}$ counts how many of them are
+live in row $t$.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORBIDDEN = 10**17
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One decision. `costs` and `usage` (bytes) have one entry a choice, both non-negative."""
+
+    name: str
+    costs: Ints
+    usage: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The cost of a pair of choices, shape (choices of `a`, choices of `b`).
+
+    `usage` (bytes, same shape) is what the pair keeps alive in the rows that count it (the copy
+    that a resharding makes); None where that is nothing.
+    """
+
+    a: int
+    b: int
+    costs: Ints
+    usage: Ints | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Live memory at one moment: indices into nodes and edges, and how many of each are live."""
+
+    nodes: Ints
+    node_counts: Ints
+    edges: Ints
+    edge_counts: Ints
+    base: int = 0
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """See the module's docstring. `limit` is in bytes; None for no limit."""
+
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    rows: tuple[Row, ...] = ()
+    limit: int | None = None
+
+    def verify(self) -> Problem:
+        """Returns self if shapes and indices fit together; AssertionError otherwise."""
+        for node in self.nodes:
+            assert len(node.costs) == len(node.usage) > 0, f"node {node.name} has no choices"
+            assert (node.costs >= 0).all() and (node.usage >= 0).all(), node.name
+        for e in self.edges:
+            shape = (len(self.nodes[e.a].costs), len(self.nodes[e.b].costs))
+            assert e.a != e.b and e.costs.shape == shape and (e.costs >= 0).all(), (e.a, e.b)
+            assert e.usage is None or e.usage.shape == shape, (e.a, e.b)
+        for row in self.rows:
+            assert len(row.nodes) == len(row.node_counts), row.name
+            assert len(row.edges) == len(row.edge_counts), row.name
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """What the solver answers.
+
+    Attributes:
+      choices: one index a node.
+      objective: the value of the choices, recomputed from the problem.
+      bound: no choices at all have an objective below this.
+      wall_s: seconds spent.
+      notes: what was done, for the plan's report.
+    """
+
+    choices: tuple[int, ...]
+    objective: int
+    bound: int
+    wall_s: float = 0.0
+    notes: dict[str, int | float | str] = field(default_factory=dict)
+
+    @property
+    def gap(self) -> float:
+        """How far from optimal at most: (objective - bound) / objective; 0 is proven optimal."""
+        return 0.0 if self.objective <= self.bound else 1 - self.bound / self.objective
+
+
+@dataclass(frozen=True, slots=True)
+class Infeasible:
+    """No choices fit.
+
+    Attributes:
+      smallest_limit: the smallest limit in bytes for which choices exist (proven if `proven`);
+        None if no limit helps, because forbidden pairs leave no choices.
+      choices: choices that reach it.
+    """
+
+    smallest_limit: int | None
+    choices: tuple[int, ...] | None = None
+    proven: bool = True
