@@ -1,0 +1,33 @@
+# make demo | test | lint | types | format | clean: each sets up what it needs in $(VENV).
+VENV ?= .venv
+BIN := $(VENV)/bin
+EVERYTHING := $(VENV)/.has-train,notebooks,test,dev
+
+.PHONY: demo test lint types format clean
+
+demo: $(VENV)/.has-train
+	$(BIN)/python -m models.gpt3.demo
+
+test: $(EVERYTHING)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+lint: $(EVERYTHING)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+types: $(EVERYTHING)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(EVERYTHING)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf .venv* build *.egg-info
+
+# After ".has-" come the extras. Installed again only when the settings have changed.
+$(VENV)/.has-%: setup.cfg pyproject.toml
+	test -x $(BIN)/python || "$${PYTHON:-$$(.ci/python 3.11 3.12 3.13 3)}" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch '$@'
