@@ -14,7 +14,7 @@ test: $(EVERYTHING)
 lint: $(EVERYTHING)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 types: $(EVERYTHING)
 	$(BIN)/pyright --pythonpath $(BIN)/python
