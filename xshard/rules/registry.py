@@ -12,7 +12,7 @@ from xshard.rules.rule import Rule
 class RuleFn(Protocol):
     """States the rule of one op: its operands (None for a literal) and results are given."""
 
-    def __call__(self, op: Op, ins: list[Value | None], outs: list[Value]) -> Rule: ...
+    def __call__(self, op: Op, ins: list[Value | None], outs: list[Value], /) -> Rule: ...
 
 
 _TABLE: dict[str, RuleFn] = {}

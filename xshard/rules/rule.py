@@ -12,8 +12,8 @@ operand, groups separated by commas, results behind the arrow:
   ?        an operand of any rank that must be whole on every device
 
 A factor that stands in operands only is reduced; `reduce=` says how ("sum", "max", "min", "prod",
-"and", "or" ...) and splitting it costs an all-reduce of the results. A factor that stands in results
-only is broadcast; splitting it is free.
+"and", "or" ...) and splitting it costs an all-reduce of the results. A factor that stands in
+results only is broadcast; splitting it is free.
 """
 
 from __future__ import annotations
@@ -102,7 +102,11 @@ def parse(
 
 
 def _parse_side(
-    text: str, shapes: tuple[tuple[int, ...], ...], sizes: dict[str, int], blocked: set[str], whole: str
+    text: str,
+    shapes: tuple[tuple[int, ...], ...],
+    sizes: dict[str, int],
+    blocked: set[str],
+    whole: str,
 ) -> tuple[tuple[Dim, ...] | None, ...]:
     groups = [g.strip() for g in text.split(",")] if shapes else []
     if len(groups) != len(shapes):
@@ -162,7 +166,9 @@ def _check_sizes(
                     raise RuleError(f"rule {text!r}: size of factor {factor!r} is unknown")
                 product *= sizes[factor]
             if dim and product != n:
-                raise RuleError(f"rule {text!r}: {dim} has {product} elements, shape {shape} has {n}")
+                raise RuleError(
+                    f"rule {text!r}: {dim} has {product} elements, shape {shape} has {n}"
+                )
 
 
 def _side(groups: tuple[tuple[Dim, ...] | None, ...], blocked: frozenset[str]) -> str:

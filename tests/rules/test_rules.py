@@ -1,0 +1,74 @@
+"""Each op's rule, read against its text form and against what XLA does."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.rules.cases import CASES
+from tests.rules.one_op import Case, as_function, find, random_args, rule_of_equation
+from xshard.rules import Rule
+from xshard.rules.rule import Dim
+
+COLLECTIVE = re.compile(
+    r"= .*?(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)"
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_rule_reads_as_specified(case: Case) -> None:
+    rule = rule_of_equation(find(case))
+    assert rule.known
+    assert rule.text() == case.text
+    assert not rule.reduced or rule.reduce == case.reduce
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_xla_splits_each_factor_as_the_rule_says(case: Case, mesh) -> None:
+    eqn = find(case)
+    rule, args = rule_of_equation(eqn), random_args(eqn)
+    whole = as_function(eqn)(*args)
+    for factor in splittable(rule):
+        run = jax.jit(
+            as_function(eqn),
+            in_shardings=shardings(rule.operands, factor, mesh(2), eqn.invars),
+            out_shardings=shardings(rule.results, factor, mesh(2), eqn.outvars),
+        )
+        found = set(COLLECTIVE.findall(run.lower(*args).compile().as_text()))
+        allowed = {"all-reduce"} if factor in rule.reduced else set()
+        assert found <= allowed, f"{factor} of {rule.text()}"
+        assert (not allowed) or found, f"{factor} of {rule.text()} is not reduced"
+        for part, expected in zip(run(*args), whole, strict=True):
+            assert_close(part, expected)
+
+
+def splittable(rule: Rule) -> list[str]:
+    """Factors that two devices can share: outermost in each of their dimensions."""
+    dims = [d for group in (*rule.operands, *rule.results) for d in group or ()]
+    inner = {f for dim in dims for f in dim[1:]}
+    return [f for f, n in rule.sizes.items() if n % 2 == 0 and f not in rule.blocked | inner]
+
+
+def shardings(
+    groups: tuple[tuple[Dim, ...] | None, ...], factor: str, mesh: Mesh, variables: list
+) -> list[NamedSharding]:
+    """The mesh on each dimension that begins with `factor`; none for literals."""
+    return [
+        NamedSharding(mesh, P(*("x" if factor in dim else None for dim in dims or ())))
+        for dims, var in zip(groups, variables, strict=True)
+        if not hasattr(var, "val")
+    ]
+
+
+def assert_close(part: jax.Array, expected: jax.Array) -> None:
+    """Equal up to the rounding of a sum in another order."""
+    if jax.numpy.issubdtype(part.dtype, jax.dtypes.prng_key):
+        part, expected = jax.random.key_data(part), jax.random.key_data(expected)
+    np.testing.assert_allclose(
+        np.asarray(part, np.complex64), np.asarray(expected, np.complex64), rtol=2e-5, atol=2e-5
+    )

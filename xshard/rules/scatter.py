@@ -1,0 +1,59 @@
+"""Indexed writes."""
+
+from __future__ import annotations
+
+from xshard.ir.graph import Op
+from xshard.rules.build import Ins, Outs, build, names, rank, shape_of, take
+from xshard.rules.registry import RuleFn
+from xshard.rules.rule import Rule
+
+
+def scatter(how: str | None) -> RuleFn:
+    """`"v d, b s 1, b s d -> v d"`: updates that are written to rows `v`, combined by `how`.
+
+    Updates over `b` and `s` may be split if they combine: the result is then partial. Rows `v` may
+    be split with the updates whole: each device writes what falls in its rows.
+    """
+
+    def rule(op: Op, ins: Ins, outs: Outs) -> Rule:
+        operand, indices, updates = tokens(op, ins, how is not None)
+        left = [operand, indices, updates]
+        return build(ins, outs, left, [operand], kind="gather", reduce=how or "sum")
+
+    return rule
+
+
+def tokens(op: Op, ins: Ins, combines: bool) -> tuple[list[str], list[str], list[str]]:
+    """Tokens of operand, indices and updates."""
+    numbers, fresh = op.params["dimension_numbers"], names()
+    operand = take(fresh, rank(ins[0]))
+    indices = [d if combines else f"{d}!" for d in take(fresh, rank(ins[1]) - 1)]
+    pairs = zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True)
+    for to, at in pairs:
+        indices[at] = operand[to]
+    outside, batch = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}, iter(indices)
+    window = iter(i for i in range(rank(ins[0])) if i not in outside)
+    updates = list[str]()
+    for axis, n in enumerate(shape_of(ins[2])):
+        if axis not in numbers.update_window_dims:
+            updates.append(next(batch))
+            continue
+        to = next(window)
+        whole = n == shape_of(ins[0])[to]
+        updates.append(operand[to] if whole else f"{next(fresh)}!")
+        operand[to] += "" if whole else "!"
+    return operand, [*indices, f"{next(fresh)}!"], updates
+
+
+TABLE = {
+    "scatter": scatter(None),
+    "scatter-add": scatter("sum"),
+    "scatter_add": scatter("sum"),
+    "scatter-sub": scatter(None),
+    "scatter-mul": scatter("prod"),
+    "scatter_mul": scatter("prod"),
+    "scatter-min": scatter("min"),
+    "scatter_min": scatter("min"),
+    "scatter-max": scatter("max"),
+    "scatter_max": scatter("max"),
+}
