@@ -1,0 +1,103 @@
+"""Which values get a buffer of their own, and which live only inside a fused loop.
+
+XLA runs a chain of elementwise ops as one loop: its inner values never reach memory. A reshape or
+transpose of a buffer is the buffer itself. What remains is *stored*: inputs, results of matmuls,
+gathers and loops, whatever those read, and elementwise results that are costly to compute twice and
+are needed again later (the backward pass reads them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xshard.ir.graph import Graph, Op
+from xshard.rules.rule import Rule
+
+EXPENSIVE = frozenset(
+    "exp exp2 expm1 log log1p log2 tanh tan sin cos erf erfc erf_inv logistic pow atan2 lgamma digamma "
+    "cbrt random_bits threefry2x32 rng_bit_generator cumsum div sqrt rsqrt".split()
+)
+"""Elementwise primitives that XLA does not compute twice to save a buffer."""
+
+ALIASES = frozenset(
+    "reshape squeeze expand_dims transpose sharding_constraint scan_const carry_in carry_out "
+    "branch_in branch_out copy_p optimization_barrier reshard mesh_cast pvary "
+    "random_wrap random_unwrap stop_gradient name".split()
+)
+"""Primitives whose result is their first operand's buffer."""
+
+_STORES_OPERANDS = ("heavy", "gather", "opaque")
+_STORES_RESULTS = ("heavy", "gather", "opaque", "reduce")
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where values live.
+
+    Attributes:
+      buffer: for each value, the value whose buffer it is (itself unless an alias).
+      stored: for each value, whether it has a buffer of its own.
+    """
+
+    buffer: tuple[int, ...]
+    stored: tuple[bool, ...]
+
+    def is_stored(self, value: int) -> bool:
+        """Whether `value` can be read from memory."""
+        return self.stored[self.buffer[value]]
+
+
+def storage(graph: Graph, rules: list[Rule]) -> Storage:
+    """Decides for every value; `rules` has one rule an op."""
+    buffer = _buffers(graph)
+    stored = [False] * len(graph.values)
+    for v in (*graph.inputs, *graph.consts, *(o for o in graph.outputs if o is not None)):
+        stored[buffer[v]] = True
+    for op in graph.ops:
+        _mark(op, rules[op.id], buffer, stored)
+    _keep_for_later(graph, rules, buffer, stored)
+    return Storage(tuple(buffer), tuple(stored))
+
+
+def _buffers(graph: Graph) -> list[int]:
+    buffer = list(range(len(graph.values)))
+    for op in graph.ops:
+        if op.prim not in ALIASES:
+            continue
+        for k, out in enumerate(op.outputs):
+            source = op.inputs[k] if k < len(op.inputs) else None
+            if source is not None and graph.values[source].size == graph.values[out].size:
+                buffer[out] = buffer[source]
+    return buffer
+
+
+def _mark(op: Op, rule: Rule, buffer: list[int], stored: list[bool]) -> None:
+    if rule.kind in _STORES_RESULTS or op.prim == "scan_y":
+        for v in op.outputs:
+            stored[buffer[v]] = True
+    if rule.kind in _STORES_OPERANDS or (rule.kind == "port" and op.prim != "scan_y"):
+        for v in op.inputs:
+            if v is not None:
+                stored[buffer[v]] = True
+
+
+def _keep_for_later(
+    graph: Graph, rules: list[Rule], buffer: list[int], stored: list[bool]
+) -> None:
+    """Stores fused results that hold an expensive op and are read in another phase or twice over."""
+    readers: list[set[str]] = [set() for _ in graph.values]
+    for op in graph.ops:
+        for v in op.inputs:
+            if v is not None:
+                readers[buffer[v]].add(op.phase)
+    costly = [False] * len(graph.values)
+    for op in graph.ops:
+        fused = rules[op.id].kind in ("elementwise", "view")
+        inside = any(v is not None and costly[buffer[v]] for v in op.inputs)
+        for v in op.outputs:
+            b = buffer[v]
+            if b != v or stored[b] or not fused:
+                continue
+            costly[v] = op.prim in EXPENSIVE or inside
+            if costly[v] and readers[v] - {op.phase}:
+                stored[v], costly[v] = True, False

@@ -1,0 +1,115 @@
+"""What is in memory when: live intervals of stored values over the program's order.
+
+Time is the op index. A stored value lives from its producer to its last reader; a loop's operands
+live until the loop ends and its stacked results from where it begins; arguments that are not
+donated, and results, live for the whole step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xshard.cost.fusion import Storage
+from xshard.ir.graph import Graph, Op
+
+_LOOP_OPERANDS = frozenset({"scan_const", "scan_x", "carry_in"})
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """Intervals of buffers: `first[v] <= t <= last[v]`; -1, -2 for a value without a buffer."""
+
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+    num_times: int
+
+
+def liveness(
+    graph: Graph, storage: Storage, donated: frozenset[int], aliased: dict[int, int]
+) -> Liveness:
+    """Live intervals of all values.
+
+    Args:
+      donated: input values whose buffers the step may reuse.
+      aliased: result value -> donated input value whose buffer it takes over.
+    """
+    end = len(graph.ops)
+    first = np.full(len(graph.values), -1, dtype=np.int64)
+    last = np.full(len(graph.values), -2, dtype=np.int64)
+    loop_end = _loop_ends(graph)
+    for v in (*graph.inputs, *graph.consts):
+        first[v], last[v] = 0, 0 if v in donated else end
+    for op in graph.ops:
+        _visit(op, storage, first, last, loop_end)
+    for v in graph.outputs:
+        if v is not None:
+            last[storage.buffer[v]] = end
+    _alias(storage, aliased, first, last, end)
+    gone = ~np.array(storage.stored, dtype=bool)
+    first[gone], last[gone] = -1, -2
+    return Liveness(first, last, end + 1)
+
+
+def _visit(
+    op: Op,
+    storage: Storage,
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    loop_end: dict[tuple[int, ...], tuple[int, int]],
+) -> None:
+    start, stop = op.id, op.id
+    if op.prim in _LOOP_OPERANDS:
+        stop = loop_end.get(op.address, (op.id, op.id))[1]
+    if op.prim == "scan_y":
+        start = loop_end.get(op.address, (op.id, op.id))[0]
+    for v in op.inputs:
+        if v is not None:
+            b = storage.buffer[v]
+            last[b] = max(last[b], stop)
+    for v in op.outputs:
+        b = storage.buffer[v]
+        first[b] = start if first[b] < 0 else min(first[b], start)
+        last[b] = max(last[b], op.id)
+
+
+def _loop_ends(graph: Graph) -> dict[tuple[int, ...], tuple[int, int]]:
+    """For the address of each control-flow equation, the first and last op of it and its bodies."""
+    spans: dict[tuple[int, ...], tuple[int, int]] = {}
+    for op in graph.ops:
+        for depth in range(1, len(op.address) + 1, 2):
+            prefix = op.address[:depth]
+            low, high = spans.get(prefix, (op.id, op.id))
+            spans[prefix] = (min(low, op.id), max(high, op.id))
+    return spans
+
+
+def _alias(
+    storage: Storage,
+    aliased: dict[int, int],
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    end: int,
+) -> None:
+    """A result written into a donated argument takes no memory of its own."""
+    for result, argument in aliased.items():
+        b = storage.buffer[result]
+        if b != argument and first[b] >= 0 and b not in aliased.values():
+            first[b], last[b] = -1, -2
+        last[argument] = end
+
+
+def live_counts(
+    live: Liveness, nodes: NDArray[np.int64], num_nodes: int
+) -> NDArray[np.int32]:
+    """How many buffers of each node are live at each time; shape (num_nodes, num_times).
+
+    `nodes[v]` is the node that decides value v's spec, or -1.
+    """
+    counts = np.zeros((num_nodes, live.num_times + 1), dtype=np.int32)
+    here = np.flatnonzero((live.first >= 0) & (nodes >= 0))
+    np.add.at(counts, (nodes[here], live.first[here]), 1)
+    np.add.at(counts, (nodes[here], live.last[here] + 1), -1)
+    return np.cumsum(counts, axis=1, dtype=np.int32)[:, :-1]

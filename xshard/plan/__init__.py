@@ -1,0 +1,1 @@
+"""`Plan`: what was decided and predicted; printable, saved as JSON, compared, explained."""

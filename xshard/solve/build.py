@@ -1,0 +1,334 @@
+"""From a folded graph to a `Problem`: nodes, resharding edges, rows of live memory.
+
+Nodes of the problem (each stands for all members of a class):
+
+  input    a graph input or constant: which spec it is kept in
+  op       an op: its strategy
+  result   the result of an op that may leave partial sums: the spec it is reduced into
+  copy     a value read more than once in a phase: the spec of the one resharded copy that its
+           readers share (its own spec when there is none)
+
+Edges carry the time of resharding from where a value is made to how it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xshard.cost.fusion import Storage
+from xshard.errors import PinError
+from xshard.ir.fold import Classes
+from xshard.ir.graph import Graph, Op, Value
+from xshard.rules.rule import Rule
+from xshard.solve.problem import Edge, Node
+from xshard.spec import MeshShape, Spec, num_shards
+from xshard.strategies import Strategy, specs_of, strategies_of
+
+Pin = tuple[tuple[int, ...] | None, ...]
+"""What the user fixed: axes for each dimension, None where the solver is free."""
+Ints = NDArray[np.int64]
+
+
+class Prices(Protocol):
+    """Times in nanoseconds; see `xshard.cost.prices`."""
+
+    def op_ns(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> int: ...
+
+    def reshard_ns(self, shape: tuple[int, ...], itemsize: float) -> Ints:
+        """Square matrix over `specs_of(shape)`."""
+        ...
+
+    def reduce_ns(
+        self, shape: tuple[int, ...], itemsize: float, raw: Spec, partial: tuple[int, ...]
+    ) -> Ints:
+        """From partial sums over `partial` to each of `specs_of(shape)`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Operand `k` of op class `op` reads value class `value`, `count` times a step."""
+
+    value: int
+    op: int
+    k: int
+    count: int
+
+
+@dataclass(slots=True)
+class Draft:
+    """The problem in the making, and what its nodes mean."""
+
+    graph: Graph
+    classes: Classes
+    mesh: MeshShape
+    rules: tuple[Rule, ...]
+    storage: Storage
+    prices: Prices
+    nodes: list[Node] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
+    strategies: list[tuple[Strategy, ...]] = field(default_factory=list)
+    op_node: list[int] = field(default_factory=list)
+    stored: dict[int, tuple[int, Ints]] = field(default_factory=dict)
+    copies: dict[tuple[int, str], tuple[int, Ints]] = field(default_factory=dict)
+    uses: list[Use] = field(default_factory=list)
+    copy_edges: dict[int, tuple[int, str]] = field(default_factory=dict)
+    use_edges: dict[int, Use] = field(default_factory=dict)
+    _spec_index: dict[tuple[int, ...], tuple[tuple[Spec, ...], dict[Spec, int]]] = field(
+        default_factory=dict
+    )
+
+    def specs(self, shape: tuple[int, ...]) -> tuple[Spec, ...]:
+        """All specs of arrays of this shape."""
+        return self._specs(shape)[0]
+
+    def spec_index(self, shape: tuple[int, ...], spec: Spec) -> int:
+        """Position of `spec` among `specs(shape)`."""
+        return self._specs(shape)[1][spec]
+
+    def _specs(self, shape: tuple[int, ...]) -> tuple[tuple[Spec, ...], dict[Spec, int]]:
+        if shape not in self._spec_index:
+            specs = specs_of(shape, self.mesh)
+            self._spec_index[shape] = specs, {s: i for i, s in enumerate(specs)}
+        return self._spec_index[shape]
+
+    def value(self, value_class: int) -> Value:
+        """A member of the class."""
+        return self.graph.values[self.classes.value_members[value_class][0]]
+
+    def op(self, op_class: int) -> Op:
+        """A member of the class, from the middle of the repeats."""
+        members = self.classes.members[op_class]
+        return self.graph.ops[members[len(members) // 2]]
+
+    def is_stored(self, value_class: int) -> bool:
+        """Whether any member has a buffer of its own."""
+        return any(self.storage.stored[v] for v in self.classes.value_members[value_class])
+
+    def add_node(self, name: str, costs: list[int] | Ints, usage: Ints | None = None) -> int:
+        costs = np.asarray(costs, dtype=np.int64)
+        usage = np.zeros_like(costs) if usage is None else usage
+        self.nodes.append(Node(name, costs, usage))
+        return len(self.nodes) - 1
+
+    def add_edge(self, a: int, b: int, costs: Ints) -> int:
+        self.edges.append(Edge(a, b, costs))
+        return len(self.edges) - 1
+
+
+def draft(
+    graph: Graph,
+    classes: Classes,
+    mesh: MeshShape,
+    rules: tuple[Rule, ...],
+    storage: Storage,
+    prices: Prices,
+    pins: Mapping[int, Pin],
+    ties: Mapping[int, int],
+) -> Draft:
+    """All nodes and edges; memory is added by `xshard.solve.memory`.
+
+    Args:
+      rules: one for each op class.
+      pins: value id -> what the user fixed of its spec.
+      ties: result value -> the input value whose place it takes in the next step.
+    """
+    d = Draft(graph, classes, mesh, rules, storage, prices)
+    _add_inputs(d, pins)
+    for c in range(len(classes.members)):
+        _add_op(d, c, pins)
+    _add_uses(d)
+    _add_ties(d, ties)
+    return d
+
+
+def allowed(spec: Spec, pin: Pin | None) -> bool:
+    """Whether `spec` is what the pin says."""
+    return pin is None or all(p is None or p == s for p, s in zip(pin, spec, strict=True))
+
+
+def local_bytes(value: Value, specs: tuple[Spec, ...], mesh: MeshShape) -> Ints:
+    """Bytes of one shard under each spec."""
+    return np.array([-(-value.nbytes // num_shards(s, mesh)) for s in specs], dtype=np.int64)
+
+
+def _add_inputs(d: Draft, pins: Mapping[int, Pin]) -> None:
+    for vc, members in enumerate(d.classes.value_members):
+        value = d.value(vc)
+        if value.producer >= 0:
+            continue
+        specs = d.specs(value.shape)
+        keep = [i for i, s in enumerate(specs) if all(allowed(s, pins.get(v)) for v in members)]
+        usage = local_bytes(value, specs, d.mesh)[keep]
+        node = d.add_node(value.name or f"const %{value.id}", [0] * len(keep), usage)
+        d.stored[vc] = node, np.array(keep, dtype=np.int64)
+
+
+def _add_op(d: Draft, c: int, pins: Mapping[int, Pin]) -> None:
+    op, rule = d.op(c), d.rules[c]
+    outs = [d.graph.values[v] for v in op.outputs]
+    strategies = _op_strategies(d, op, rule, [pins.get(v) for v in op.outputs])
+    count = len(d.classes.members[c]) * op.repeat
+    costs = [count * d.prices.op_ns(d.graph, op, rule, s) for s in strategies]
+    usage = np.zeros(len(strategies), dtype=np.int64)
+    node = d.add_node(f"{op.prim} {op.scope}", costs, usage)
+    d.strategies.append(strategies)
+    d.op_node.append(node)
+    for k, out in enumerate(outs):
+        vc = int(d.classes.value_class[op.outputs[k]])
+        if rule.reduced and any(s.partial for s in strategies):
+            _add_result(d, c, node, vc, out, strategies, k, count)
+            continue
+        index = [d.spec_index(out.shape, s.results[k]) for s in strategies]
+        if d.is_stored(vc):
+            usage += local_bytes(out, tuple(s.results[k] for s in strategies), d.mesh)
+        d.stored[vc] = node, np.array(index, dtype=np.int64)
+
+
+def _op_strategies(
+    d: Draft, op: Op, rule: Rule, pins: list[Pin | None]
+) -> tuple[Strategy, ...]:
+    ins = tuple(0 if v is None else len(d.graph.values[v].shape) for v in op.inputs)
+    outs = tuple(len(d.graph.values[v].shape) for v in op.outputs)
+    found = strategies_of(rule, d.mesh, ins, outs)
+    kept = tuple(
+        s for s in found
+        if all(allowed(r, p) for r, p in zip(s.results, pins, strict=True))
+    )  # fmt: skip
+    if not kept:
+        shapes = [d.graph.values[v].shape for v in op.outputs]
+        raise PinError(
+            f"the sharding constraint at {op.source or op.scope} cannot hold on the mesh {d.mesh}: "
+            f"it does not divide the shape {shapes[0]} evenly; constrain another dimension."
+        )
+    return kept
+
+
+def _add_result(
+    d: Draft, c: int, op_node: int, vc: int, out: Value,
+    strategies: tuple[Strategy, ...], k: int, count: int,
+) -> None:  # fmt: skip
+    specs = d.specs(out.shape)
+    usage = local_bytes(out, specs, d.mesh) * d.is_stored(vc)
+    node = d.add_node(f"result of {d.nodes[op_node].name}", [0] * len(specs), usage)
+    cache: dict[tuple[Spec, tuple[int, ...]], Ints] = {}
+    rows: list[Ints] = []
+    for s in strategies:
+        key = s.results[k], s.partial
+        if key not in cache:
+            cache[key] = count * d.prices.reduce_ns(out.shape, out.itemsize, *key)
+        rows.append(cache[key])
+    d.add_edge(op_node, node, np.stack(rows))
+    d.stored[vc] = node, np.arange(len(specs))
+
+
+def _add_uses(d: Draft) -> None:
+    """Edges from every value to its readers, through a shared copy where several read it."""
+    groups: dict[tuple[int, str], list[Use]] = {}
+    for use in _collect_uses(d):
+        d.uses.append(use)
+        if len(d.specs(d.value(use.value).shape)) > 1:
+            groups.setdefault((use.value, d.op(use.op).phase), []).append(use)
+    for (vc, phase), uses in groups.items():
+        node, index = d.stored[vc]
+        if len(uses) > 1:
+            node, index = _add_copy(d, vc, phase, max(u.count for u in uses))
+        for use in uses:
+            _add_use(d, use, node, index)
+
+
+def _add_use(d: Draft, use: Use, node: int, index: Ints) -> None:
+    value = d.value(use.value)
+    strategies = d.strategies[use.op]
+    read = np.array([d.spec_index(value.shape, s.operands[use.k]) for s in strategies])
+    costs = use.count * d.prices.reshard_ns(value.shape, value.itemsize)[np.ix_(index, read)]
+    reader = d.op_node[use.op]
+    if node == reader:
+        own = d.nodes[node]
+        d.nodes[node] = Node(own.name, own.costs + np.diagonal(costs), own.usage)
+    elif costs.any():
+        d.use_edges[d.add_edge(node, reader, costs)] = use
+
+
+def _add_copy(d: Draft, vc: int, phase: str, count: int) -> tuple[int, Ints]:
+    value = d.value(vc)
+    source, index = d.stored[vc]
+    everything = np.arange(len(d.specs(value.shape)))
+    node = d.add_node(f"copy of {d.nodes[source].name}", [0] * len(everything))
+    costs = count * d.prices.reshard_ns(value.shape, value.itemsize)[np.ix_(index, everything)]
+    d.copy_edges[d.add_edge(source, node, costs)] = (vc, phase)
+    d.copies[vc, phase] = node, everything
+    return node, everything
+
+
+def _collect_uses(d: Draft) -> list[Use]:
+    counts: dict[tuple[int, int, int], int] = {}
+    value_class, op_class = d.classes.value_class.tolist(), d.classes.op_class.tolist()
+    for op in d.graph.ops:
+        for k, v in enumerate(op.inputs):
+            if v is not None:
+                key = value_class[v], op_class[op.id], k
+                counts[key] = counts.get(key, 0) + _times(d.graph, op, v)
+    return [Use(*key, count) for key, count in sorted(counts.items())]
+
+
+def _times(graph: Graph, op: Op, v: int) -> int:
+    """How often a step reshards `v` for `op`: a slice made in a loop as often as the loop turns."""
+    producer = graph.values[v].producer
+    if producer < 0 or op.prim == "carry_out":
+        return op.repeat
+    return max(op.repeat, graph.ops[producer].repeat)
+
+
+def _add_ties(d: Draft, ties: Mapping[int, int]) -> None:
+    """A result that is the next step's argument is resharded into the argument's spec."""
+    counts: dict[tuple[int, int], int] = {}
+    for result, argument in ties.items():
+        key = int(d.classes.value_class[result]), int(d.classes.value_class[argument])
+        counts[key] = counts.get(key, 0) + 1
+    for (made, kept), count in sorted(counts.items()):
+        value = d.value(made)
+        (a, i), (b, j) = d.stored[made], d.stored[kept]
+        costs = count * d.prices.reshard_ns(value.shape, value.itemsize)[np.ix_(i, j)]
+        if a != b and costs.any():
+            d.add_edge(a, b, costs)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A solution in the graph's terms.
+
+    Attributes:
+      strategies: for each op class.
+      specs: for each value class, the spec it is kept in.
+      copies: (value class, phase) -> spec of the copy that its readers share.
+    """
+
+    strategies: tuple[Strategy, ...]
+    specs: tuple[Spec, ...]
+    copies: dict[tuple[int, str], Spec]
+
+
+def decode(d: Draft, choices: tuple[int, ...]) -> Assignment:
+    """What the chosen indices mean."""
+    strategies = tuple(
+        found[choices[node]] for node, found in zip(d.op_node, d.strategies, strict=True)
+    )
+
+    def spec(vc: int, place: tuple[int, Ints]) -> Spec:
+        node, index = place
+        return d.specs(d.value(vc).shape)[int(index[choices[node]])]
+
+    specs = tuple(spec(vc, d.stored[vc]) for vc in range(len(d.classes.value_members)))
+    copies = {key: spec(key[0], place) for key, place in d.copies.items()}
+    return Assignment(strategies, specs, copies)
+
+
+def input_keys(pins: Mapping[int, Pin]) -> dict[int, Hashable]:
+    """What keeps differently pinned inputs in different classes."""
+    return dict(pins)
