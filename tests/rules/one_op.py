@@ -34,8 +34,8 @@ def avals(text: str) -> list[jax.ShapeDtypeStruct]:
 
 
 _DTYPES = {
-    "f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16, "c64": jnp.complex64, "i32": jnp.int32,
-    "i8": jnp.int8, "u8": jnp.uint8, "u32": jnp.uint32, "bool": jnp.bool_,
+    "f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16, "c64": jnp.complex64,
+    "i32": jnp.int32, "i8": jnp.int8, "u8": jnp.uint8, "u32": jnp.uint32, "bool": jnp.bool_,
 }  # fmt: skip
 
 
