@@ -1,0 +1,200 @@
+"""The one gate to JAX's insides: jaxpr types, dead code, name stacks, contexts, versions.
+
+JAX 0.10 has an open `Jaxpr` and a `ClosedJaxpr` around it; in 0.12 they are one class. `opened`,
+`consts_of` and `closed` read and make either.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from types import CodeType
+from typing import Any
+
+import jax
+from jax._src import core, linear_util, source_info_util
+from jax._src import mesh as mesh_lib
+from jax._src.interpreters import partial_eval as pe
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.sharding import AxisType, Mesh
+
+__all__ = [
+    "ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Var", "auto_mesh", "closed", "consts_of",
+    "equation_context", "free_of_mesh", "has_mesh", "is_array_aval", "is_user_file", "opened",
+    "retraced", "scan_counts", "scopes_and_transforms", "source_line", "sub_jaxprs", "typeof",
+    "unsharded", "without_dead_code",
+]  # fmt: skip
+
+_LIBRARIES = tuple(
+    os.path.join(sysconfig.get_path(kind), "") for kind in ("stdlib", "purelib", "platlib")
+)
+_JAX = os.path.join(os.path.dirname(jax.__file__), "")
+_XSHARD = os.path.join(os.path.dirname(__file__), "")
+_NO_MESH = mesh_lib.empty_abstract_mesh
+
+
+def opened(jaxpr: Any) -> Jaxpr:
+    """The jaxpr itself, open or closed."""
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+
+
+def consts_of(jaxpr: Any) -> list[Any]:
+    """The values of `opened(jaxpr).constvars`."""
+    return list(jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else []
+
+
+def closed(jaxpr: Jaxpr, consts: Sequence[Any]) -> ClosedJaxpr:
+    """A closed jaxpr with these constants."""
+    return ClosedJaxpr(jaxpr, list(consts))
+
+
+def sub_jaxprs(eqn: JaxprEqn) -> Iterator[Any]:
+    """The jaxprs, open or closed, that an equation holds in its parameters."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, Jaxpr | ClosedJaxpr):
+                yield item
+
+
+def without_dead_code(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
+    """Drops equations whose results nobody reads and that have no effect; keeps every input."""
+    inner = opened(jaxpr)
+    pruned, _ = pe.dce_jaxpr(inner, [True] * len(inner.outvars), instantiate=True)
+    return pruned if pruned.constvars and consts_of(pruned) else closed(pruned, jaxpr.consts)
+
+
+def retraced(fun: Callable[..., Sequence[Any]], like: Any, *, lift: bool = False) -> Any:
+    """Traces `fun` over the unsharded inputs of jaxpr `like`.
+
+    Returns a closed jaxpr; with `lift`, (a jaxpr open or closed as `like`, the constants that are
+    its new leading inputs).
+    """
+    avals = [unsharded(var.aval) for var in opened(like).invars]
+    wrapped = linear_util.wrap_init(
+        lambda *args: list(fun(*args)), debug_info=opened(like).debug_info.with_unknown_names()
+    )
+    jaxpr, _, consts = pe.trace_to_jaxpr_dynamic(wrapped, avals)
+    if not lift:
+        return closed(jaxpr, consts)
+    lifted = pe.convert_constvars_jaxpr(jaxpr) if consts else jaxpr
+    return (closed(lifted, []) if isinstance(like, ClosedJaxpr) else lifted), list(consts)
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """(number of constants, number of carried values) of a scan equation."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def unsharded(aval: Any) -> Any:
+    """The abstract value without the sharding that Explicit axis types give it."""
+    if not is_array_aval(aval) or aval.sharding.mesh.empty:
+        return aval
+    return core.ShapedArray(aval.shape, aval.dtype, weak_type=aval.weak_type)
+
+
+def typeof(value: Any) -> Any:
+    """The abstract value of an array, a scalar or anything with a shape and dtype, unsharded.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    if isinstance(value, jax.ShapeDtypeStruct):
+        weak = bool(getattr(value, "weak_type", False))
+        return core.ShapedArray(value.shape, value.dtype, weak_type=weak)
+    return unsharded(core.shaped_abstractify(value))
+
+
+def is_array_aval(aval: Any) -> bool:
+    """Whether an abstract value is an array (not a token, not a mutable reference)."""
+    return isinstance(aval, core.ShapedArray)
+
+
+def auto_mesh(mesh: Mesh) -> Mesh:
+    """The same devices and axis names with every axis of type Auto."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def free_of_mesh() -> AbstractContextManager[Any]:
+    """No mesh in the context, whatever the caller has set."""
+    return mesh_lib.use_abstract_mesh(_NO_MESH)
+
+
+def has_mesh(eqn: JaxprEqn) -> bool:
+    """Whether the equation was traced with a mesh in the context."""
+    return not eqn.ctx.cur_abstract_mesh.empty
+
+
+_meshless: dict[
+    int, tuple[Any, Any]
+] = {}  # by id; the context is kept so that its id stays its own
+
+
+def equation_context(eqn: JaxprEqn, name: str = "") -> tuple[Any, Any]:
+    """Two context managers: the equation's line and name stack; its settings but for the mesh."""
+    stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
+    if name:
+        stack = stack.extend(name)
+    where = source_info_util.user_context(eqn.source_info.traceback, name_stack=stack)
+    return where, _without_mesh(eqn.ctx).manager
+
+
+def _without_mesh(ctx: Any) -> Any:
+    if ctx.cur_abstract_mesh.empty:
+        return ctx
+    if id(ctx) not in _meshless:
+        with ctx.manager, free_of_mesh():
+            _meshless[id(ctx)] = (ctx, core.JaxprEqnContext())
+    return _meshless[id(ctx)][1]
+
+
+def scopes_and_transforms(name_stack: Any) -> tuple[list[str], list[str]]:
+    """The user's scopes and JAX's transformations in a name stack, outermost first."""
+    scopes: list[str] = []
+    transforms: list[str] = []
+    for part in name_stack.stack:
+        (scopes if isinstance(part, source_info_util.Scope) else transforms).append(part.name)
+    return scopes, transforms
+
+
+@functools.cache
+def is_user_file(filename: str) -> bool:
+    """Whether code is the user's own: not JAX's, not xshard's, not a library's."""
+    return not filename.startswith((_JAX, _XSHARD, "<frozen", *_LIBRARIES))
+
+
+@functools.cache
+def _frame_rank(filename: str) -> int:
+    """2 for the user's code, 1 for a library's, 0 for JAX, xshard and the standard library."""
+    if is_user_file(filename):
+        return 2
+    inside = filename.startswith((_JAX, _XSHARD)) or not source_info_util.is_user_filename(filename)
+    return 0 if inside else 1
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def source_line(traceback: Any) -> str:
+    """ "file.py:123 (function)" of the innermost user's frame, else a library's frame, else ""."""
+    if traceback is None:
+        return ""
+    codes, offsets = traceback.raw_frames()
+    best, best_rank = -1, 0
+    for i, code in enumerate(codes):
+        rank = _frame_rank(code.co_filename)
+        if rank > best_rank:
+            best, best_rank = i, rank
+            if rank == 2:
+                break
+    return _describe(codes[best], offsets[best]) if best_rank else ""
+
+
+@functools.cache
+def _describe(code: CodeType, offset: int) -> str:
+    frame = source_info_util.raw_frame_to_frame(code, offset)
+    function = frame.function_name.rsplit("<locals>.", 1)[-1]
+    return f"{os.path.basename(frame.file_name)}:{frame.start_line} ({function})"

@@ -1,0 +1,164 @@
+"""`trace`: a Python function and its arguments -> its jaxpr, its `Graph`, and their names."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from xshard._jax import (
+    ClosedJaxpr,
+    consts_of,
+    is_user_file,
+    opened,
+    typeof,
+    without_dead_code,
+)
+from xshard.errors import TraceError, XshardError
+from xshard.ir.flatten import Frame, GraphBuilder
+from xshard.ir.graph import Graph
+from xshard.ir.ports import CONTROL_FLOW
+from xshard.ir.prune import finish
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A traced function.
+
+    Attributes:
+      closed_jaxpr: without dead code; takes the flattened arguments, all of them.
+      graph: the same program, flat; `Op.address` points into `closed_jaxpr`.
+      in_tree: of the tuple of arguments that are not static.
+      out_tree: of the result.
+      in_avals, out_avals: abstract values, flattened, without shardings.
+      in_paths: "args[0]['params']['w']", numbered as the caller passed them; also `Value.name`.
+      out_paths: "['loss']"; "" when the result is one array.
+      consts: arrays captured by closure, in the order of `graph.consts`: those of `closed_jaxpr`,
+        then those that only an inner jaxpr holds.
+    """
+
+    closed_jaxpr: ClosedJaxpr
+    graph: Graph
+    in_tree: Any
+    out_tree: Any
+    in_avals: tuple[Any, ...]
+    out_avals: tuple[Any, ...]
+    in_paths: tuple[str, ...]
+    out_paths: tuple[str, ...]
+    consts: tuple[Any, ...]
+
+
+def trace(
+    fun: Callable[..., Any], args: tuple[Any, ...], static_argnums: int | Iterable[int] = ()
+) -> Traced:
+    """Traces `fun(*args)`; arguments may be arrays or anything with a shape and a dtype.
+
+    Raises:
+      TraceError: `fun` is not callable or cannot be traced, an argument is neither an array nor
+        static, or a static argument is not hashable.
+    """
+    if not callable(fun):
+        raise TraceError(f"xshard needs a function to shard, but got {fun!r} ({_kind(fun)})")
+    static = _static(static_argnums, args)
+    dynamic = {f"args[{i}]": arg for i, arg in enumerate(args) if i not in static}
+    leaves, in_tree = jax.tree.flatten(tuple(dynamic.values()))
+    paths = [name + path for name, arg in dynamic.items() for path in _paths(arg)]
+    avals = tuple(_aval(leaf, path) for leaf, path in zip(leaves, paths, strict=True))
+    jaxpr, out = _make_jaxpr(_flat(fun, static, in_tree), avals, _kind_name(fun))
+    jaxpr = without_dead_code(jaxpr)
+    graph, consts = build_graph(jaxpr, paths)
+    return Traced(
+        jaxpr, graph, in_tree, jax.tree.structure(out), avals,
+        tuple(jaxpr.out_avals), tuple(paths), tuple(_paths(out)), consts,
+    )  # fmt: skip
+
+
+def build_graph(jaxpr: ClosedJaxpr, names: Iterable[str] = ()) -> tuple[Graph, tuple[Any, ...]]:
+    """The verified graph of a closed jaxpr, whose inputs carry these names; and its constants."""
+    b = GraphBuilder(CONTROL_FLOW)
+    invars = opened(jaxpr).invars
+    labels = tuple(names) or ("",) * len(invars)
+    inputs = [b.value(var.aval, name) for var, name in zip(invars, labels, strict=True)]
+    for array in consts_of(jaxpr):
+        b.const(array)
+    outputs = b.inline(jaxpr, list(inputs), Frame())
+    return finish(b, inputs, outputs).verify(), tuple(array for _, array in b.consts.values())
+
+
+def _static(static_argnums: int | Iterable[int], args: tuple[Any, ...]) -> dict[int, Any]:
+    """Static arguments by position."""
+    numbers = [static_argnums] if isinstance(static_argnums, int) else list(static_argnums)
+    static: dict[int, Any] = {}
+    for n in numbers:
+        if not -len(args) <= n < len(args):
+            raise TraceError(f"static_argnums has {n}, but the function got {len(args)} arguments")
+        static[n % len(args)] = args[n]
+    for n, arg in static.items():
+        _check_hashable(n, arg)
+    return static
+
+
+def _check_hashable(n: int, arg: Any) -> None:
+    try:
+        hash(arg)
+    except TypeError:
+        raise TraceError(
+            f"static argument args[{n}] is a {_kind(arg)}, which is not hashable; "
+            f"pass a hashable value (a tuple, a frozen dataclass), or drop {n} from static_argnums"
+        ) from None
+
+
+def _aval(leaf: Any, path: str) -> Any:
+    try:
+        return typeof(leaf)
+    except TypeError:
+        raise TraceError(
+            f"{path} is a {_kind(leaf)}, which is not a JAX array; "
+            "pass an array, or name the argument in static_argnums"
+        ) from None
+
+
+def _flat(fun: Callable[..., Any], static: dict[int, Any], in_tree: Any) -> Callable[..., Any]:
+    def flat_fun(*leaves: Any) -> Any:
+        args = list(jax.tree.unflatten(in_tree, leaves))
+        for n in sorted(static):
+            args.insert(n, static[n])
+        return fun(*args)
+
+    return flat_fun
+
+
+def _make_jaxpr(
+    fun: Callable[..., Any], avals: tuple[Any, ...], name: str
+) -> tuple[ClosedJaxpr, Any]:
+    try:
+        return jax.make_jaxpr(fun, return_shape=True)(*avals)
+    except XshardError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise TraceError(
+            f"{name} cannot be traced by JAX: {type(error).__name__}: {reason}{_where(error)}"
+        ) from error
+
+
+def _where(error: Exception) -> str:
+    """The user's innermost line in an error's traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [f for f in frames if is_user_file(f.filename)]
+    return f" (at {mine[-1].filename}:{mine[-1].lineno}, in {mine[-1].name})" if mine else ""
+
+
+def _paths(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def _kind_name(fun: Any) -> str:
+    return getattr(fun, "__name__", None) or _kind(fun)
