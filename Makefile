@@ -29,5 +29,6 @@ clean:
 # After ".has-" come the extras. Installed again only when the settings have changed.
 $(VENV)/.has-%: setup.cfg pyproject.toml
 	test -x $(BIN)/python || "$${PYTHON:-$$(.ci/python 3.11 3.12 3.13 3)}" -m venv $(VENV)
+	@echo 'Installing .[$*] into $(VENV), about a minute.'
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch '$@'
