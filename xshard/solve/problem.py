@@ -62,12 +62,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """See the module's docstring. `limit` is in bytes; None for no limit."""
+    """See the module's docstring. `limit` is in bytes; None for no limit.
+
+    `constant` is added to every objective: what the reductions have already decided.
+    """
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     rows: tuple[Row, ...] = ()
     limit: int | None = None
+    constant: int = 0
 
     def verify(self) -> Problem:
         """Returns self if shapes and indices fit together; AssertionError otherwise."""

@@ -1,0 +1,67 @@
+"""All exact reductions in order, until nothing shrinks: `reduce` is the way in.
+
+`Reduced.problem` is what remains (nothing, if all could be eliminated) and `Reduced.invert` maps
+its choices back. Nothing here looks at the clock: the same problem gives the same arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from xshard.solve.drop import Drop
+from xshard.solve.eliminate import Eliminate
+from xshard.solve.merge import Merge
+from xshard.solve.problem import Problem
+from xshard.solve.trim import Trim
+
+MOST_ROUNDS = 6
+
+
+class Reduction(Protocol):
+    """A smaller problem with the same optimum, and the way back."""
+
+    def apply(self, problem: Problem) -> Problem:
+        """The smaller problem."""
+        ...
+
+    def invert(self, choices: tuple[int, ...]) -> tuple[int, ...]:
+        """The smaller problem's choices in terms of the larger."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """What remains of a problem, and the reductions that led there."""
+
+    problem: Problem
+    chain: tuple[Reduction, ...]
+
+    def then(self, reduction: Reduction) -> Reduced:
+        """This, reduced once more."""
+        return Reduced(reduction.apply(self.problem), (*self.chain, reduction))
+
+    def invert(self, choices: tuple[int, ...]) -> tuple[int, ...]:
+        """Choices of what remains, in terms of the original problem."""
+        for reduction in reversed(self.chain):
+            choices = reduction.invert(choices)
+        return choices
+
+
+def reduce(problem: Problem) -> Reduced:
+    """Trims, merges, drops and eliminates until a round changes nothing."""
+    reduced = Reduced(problem, ())
+    size = _size(problem)
+    for _ in range(MOST_ROUNDS):
+        reduced = reduced.then(Trim()).then(Merge())
+        reduced = reduced.then(Drop.find(reduced.problem))
+        reduced = reduced.then(Eliminate.find(reduced.problem))
+        if not reduced.problem.nodes or _size(reduced.problem) == size:
+            break
+        size = _size(reduced.problem)
+    return reduced.then(Trim()).then(Merge())
+
+
+def _size(problem: Problem) -> tuple[int, int, int]:
+    choices = sum(len(n.costs) for n in problem.nodes)
+    return len(problem.nodes), choices, len(problem.edges)
