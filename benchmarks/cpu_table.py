@@ -1,0 +1,109 @@
+"""Fits the figures of `xshard/cost/devices/cpu.json` to the rows that `measure_cpu` took."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def table(rows: dict[str, Any]) -> dict[str, Any]:
+    """The device table, every rate per core."""
+    source = (
+        f"measured by benchmarks/measure_cpu.py: {rows['devices']} virtual devices on "
+        f"{rows['cores']} cores of {rows['machine']}, jax {rows['jax']}"
+    )
+    cores, memory = rows["cores"], rows["memory"]
+    best = stream(memory, "elementwise", "float32") / cores
+    kinds = sorted({r["kind"] for r in memory} - {"elementwise"})
+    efficiency = {kind: round(stream(memory, kind, "float32") / cores / best, 3) for kind in kinds}
+    return {
+        "name": "cpu",
+        "aliases": ["host"],
+        "device_kinds": ["cpu"],
+        "per_core": True,
+        "memory_bytes": {"value": rows["memory_bytes"], "source": f"whole machine; {source}"},
+        "peak_flops": matmul_peaks(rows["matmul"], cores) | {"source": source},
+        "memory_bandwidth_bytes_per_s": {"value": round(best), "source": source},
+        "memory_efficiency": 1.0,
+        "kind_efficiency": efficiency | {"source": source},
+        "launch_overhead_s": {"value": rows["overhead_s"], "source": source},
+        "matmul": matmul_curve(rows["matmul"]) | {"source": source},
+        "collectives": "shared-memory",
+        "fused_reduce_scatter": False,
+        "collective_costs": {k: collective(rows, k) for k in sorted(kinds_of(rows))}
+        | {"source": source},
+        "intra_host": {"name": "shared memory", "bandwidth_bytes_per_s": round(best),
+                       "latency_s": 2e-5, "source": source},
+        "inter_host": {"name": "gloo over TCP", "bandwidth_bytes_per_s": 1.0e9,
+                       "latency_s": 1e-4, "source": "assumed: 10 Gb/s Ethernet"},
+    }  # fmt: skip
+
+
+def stream(rows: list[Row], kind: str, dtype: str) -> float:
+    """Total bytes per second of the largest arrays of that kind."""
+    return max(rows_of(rows, kind=kind, dtype=dtype), key=lambda r: r["side"])["bytes_per_s"]
+
+
+def rows_of(rows: list[Row], **wanted: Any) -> list[Row]:
+    """The rows with those entries."""
+    return [r for r in rows if all(r[k] == v for k, v in wanted.items())]
+
+
+def matmul_peaks(rows: list[Row], cores: int) -> dict[str, int]:
+    """FLOP/s a core by dtype: the median over sizes of 128 and more, where the rate is flat."""
+    peaks = {}
+    for dtype in ("float32", "bfloat16", "float16"):
+        large = [r["flops_per_s"] for r in rows_of(rows, dtype=dtype) if min(r["mnk"]) >= 64]
+        peaks[dtype] = round(median(large) / cores)
+    return peaks | {"float64": peaks["float32"] // 2}
+
+
+def matmul_curve(rows: list[Row]) -> dict[str, float]:
+    """The saturating curve: on a CPU, whose tiles are small, each side is half full early."""
+    halves = {}
+    for letter, place in (("m", 0), ("n", 1), ("k", 2)):
+        narrow = [r for r in rows_of(rows, dtype="float32") if r.get("narrow") == letter]
+        wide = [r for r in rows_of(rows, dtype="float32") if r.get("narrow") == "none"]
+        halves[f"half_{letter}"] = half_size(narrow, wide, place)
+    return {"max_efficiency": 1.0, **halves, "half_output": 0.0}
+
+
+def half_size(narrow: list[Row], wide: list[Row], place: int) -> float:
+    """The side at which the rate is half of that with all sides wide: median over the rows."""
+    if not narrow or not wide:
+        return 0.0
+    full = median(r["flops_per_s"] for r in wide)
+    found = [r["mnk"][place] * max(full / r["flops_per_s"] - 1, 0.0) for r in narrow]
+    return round(median(found), 1)
+
+
+def kinds_of(rows: dict[str, Any]) -> set[str]:
+    """The collectives that were measured."""
+    return {r["kind"] for r in rows["collectives"]}
+
+
+def collective(rows: dict[str, Any], kind: str) -> dict[str, float]:
+    """Latency a member, and core-seconds per byte in and beyond the caches, over all devices."""
+    mine = rows_of(rows["collectives"], kind=kind)
+    devices, cores = rows["devices"], rows["cores"]
+    meeting = {r["group"]: devices if kind == "permute" else r["group"] for r in mine}
+    small, medium, large = (rows_of(mine, bytes=b) for b in (1 << 12, 1 << 19, 1 << 23))
+    latency = median(r["s"] / meeting[r["group"]] for r in small)
+    per_byte = {
+        name: math.exp(median(math.log(slope(r, latency * meeting[r["group"]])) for r in picked))
+        for name, picked in (("cached", medium), ("beyond", large))
+    }
+    return {
+        "latency_per_member_s": float(f"{latency:.3g}"),
+        "s_per_byte_cached": float(f"{per_byte['cached'] * cores / devices:.3g}"),
+        "s_per_byte": float(f"{max(per_byte.values()) * cores / devices:.3g}"),
+        "cached_bytes": (1 << 20) * devices,
+    }
+
+
+def slope(row: Row, latency: float) -> float:
+    """Seconds per byte beyond the latency; at least an eighth of the whole time counts."""
+    return max(row["s"] - latency, row["s"] / 8) / row["bytes"]

@@ -1,0 +1,222 @@
+"""Measures what virtual CPU devices do on this machine, for `xshard/cost/devices/cpu.json`.
+
+    python -m benchmarks.measure_cpu --devices 8 --write
+
+Every figure is taken as programs run: one SPMD program on all the virtual devices at once, which
+share the machine's cores, so contention is in the number. Rates are totals over the devices
+divided by the cores. One op is timed by a loop of it inside one jitted program; an
+`optimization_barrier` ties each turn to the last, so that nothing is hoisted or folded. The
+figure is the difference of a long and a short loop, which leaves out the dispatch of the call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.cpu_table import table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OUT = Path(__file__).parents[1] / "xshard" / "cost" / "devices" / "cpu.json"
+MATMULS = [(8, 256, 256), (256, 8, 256), (256, 256, 8), (64, 64, 64), (128, 128, 128),
+           (256, 256, 256), (512, 256, 512), (512, 512, 512)]  # fmt: skip
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "permute")
+SHORT, LONG, SAMPLES = 2, 10, 5
+
+
+def looped(
+    body: Callable[..., Any], mesh: Any, spec: Any, turns: int, feed: bool
+) -> Callable[..., Any]:
+    """A jitted SPMD program that runs `body` on the local shards `turns` times in sequence.
+
+    `feed`: each turn's result is the next one's operand, for ops that XLA would fold away.
+    """
+    import jax
+    from jax import lax
+
+    def local(*args: Any) -> Any:
+        if feed:
+            return lax.fori_loop(0, turns, lambda _, x: body(x), args[0])
+
+        def turn(_: int, seen: Any) -> Any:
+            held, seen = lax.optimization_barrier((args, seen))
+            out, seen = lax.optimization_barrier((body(*held), seen))
+            return seen + out.ravel()[0].astype(seen.dtype)
+
+        start = args[0].ravel()[0].astype("float32")
+        return lax.fori_loop(0, turns, turn, start)[None]
+
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return jax.jit(mapped)
+
+
+def op_seconds(
+    body: Callable[..., Any], mesh: Any, args: tuple[Any, ...], feed: bool = False
+) -> float:
+    """The time of one `body` on all devices at once: least of the samples, dispatch left out."""
+    import jax
+    from jax.sharding import PartitionSpec
+
+    spec = PartitionSpec(mesh.axis_names)
+    short, long = (looped(body, mesh, spec, n, feed).lower(*args).compile() for n in (SHORT, LONG))
+
+    def once(program: Any) -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(program(*args))
+        return time.perf_counter() - begin
+
+    once(short), once(long)
+    repeats = max(SAMPLES, min(40, int(0.2 / max(once(long), 1e-6))))
+    pairs = [(once(short), once(long)) for _ in range(repeats)]
+    least_short, least_long = (min(column) for column in zip(*pairs, strict=True))
+    return max(least_long - least_short, 1e-9) / (LONG - SHORT)
+
+
+def filled(mesh: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """An array whose local shard on each device has `shape`."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    total = (shape[0] * mesh.size, *shape[1:])
+    return jax.device_put(
+        jnp.full(total, 0.5, dtype), NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    )
+
+
+def matmul_rows(mesh: Any) -> list[dict[str, Any]]:
+    """Total matmul rate over the devices, by size and dtype."""
+    rows = []
+    for dtype in ("float32", "bfloat16", "float16"):
+        for m, n, k in MATMULS:
+            args = (filled(mesh, (m, k), dtype), filled(mesh, (k, n), dtype))
+            seconds = op_seconds(lambda x, w: x @ w, mesh, args)
+            rate = 2 * m * n * k * mesh.size / seconds
+            narrow = {m: "m", n: "n", k: "k"}.get(8, "none")
+            rows.append({"dtype": dtype, "mnk": [m, n, k], "narrow": narrow, "s": seconds,
+                         "flops_per_s": rate})  # fmt: skip
+    return rows
+
+
+def memory_rows(mesh: Any) -> list[dict[str, Any]]:
+    """Total traffic (read and written) of memory-bound ops, by kind, dtype and size."""
+    import jax.numpy as jnp
+
+    def order(x: Any) -> Any:
+        return (x[:, 0].astype("float32") * 0 + jnp.arange(len(x)) * 7).astype("int32") % len(x)
+
+    bodies = {
+        "elementwise": (lambda x: x * 0.5 + 0.25, 2.0, True),
+        "exp": (lambda x: jnp.exp(-x), 2.0, True),
+        "tanh": (jnp.tanh, 2.0, True),
+        "reduce": (lambda x: x.sum(-1), 1.0, False),
+        "transpose": (lambda x: x.T, 2.0, True),
+        "gather": (lambda x: x[order(x)], 2.0, True),
+        "scatter": (lambda x: (x * 0.5).at[order(x)].add(x), 3.0, True),
+    }
+    rows = []
+    for kind, (body, passes, feed) in bodies.items():
+        for dtype in ("float32", "bfloat16", "float16"):
+            for side in (16, 256, 1024):
+                args = (filled(mesh, (side, side), dtype),)
+                seconds = op_seconds(body, mesh, args, feed)
+                traffic = passes * args[0].nbytes
+                rows.append({"kind": kind, "dtype": dtype, "side": side, "s": seconds,
+                             "bytes_per_s": traffic / seconds})  # fmt: skip
+    return rows
+
+
+def collective_body(kind: str, axis: str, size: int) -> Callable[..., Any]:
+    """The `lax` collective of that kind over `axis`."""
+    from jax import lax
+
+    ring = [(i, (i + 1) % size) for i in range(size)]
+    return {
+        "all-reduce": lambda x: lax.psum(x, axis),
+        "all-gather": lambda x: lax.all_gather(x, axis, tiled=True),
+        "reduce-scatter": lambda x: lax.psum_scatter(x, axis, tiled=True),
+        "all-to-all": lambda x: lax.all_to_all(x, axis, 0, 0, tiled=True),
+        "permute": lambda x: lax.ppermute(x, axis, ring),
+    }[kind]
+
+
+def collective_rows(devices: int) -> list[dict[str, Any]]:
+    """Time of one collective by kind, group size and bytes (conventions of `CollectiveModel`)."""
+    import jax
+
+    rows = []
+    for group in (2, 4, 8):
+        mesh = jax.make_mesh((devices // group, group), ("o", "i"), auto(2))
+        for kind in KINDS:
+            for nbytes in (1 << 12, 1 << 16, 1 << 19, 1 << 21, 1 << 23):
+                elements = nbytes // 4 // (group if kind == "all-gather" else 1)
+                args = (filled(mesh, (elements,), "float32"),)
+                seconds = op_seconds(collective_body(kind, "i", group), mesh, args)
+                rows.append({"kind": kind, "group": group, "bytes": nbytes, "s": seconds})
+    return rows
+
+
+def op_overhead(mesh: Any) -> float:
+    """Seconds of an op that does nothing worth while, on all devices at once, times cores/devices.
+
+    That is what one op costs a device that has a core of its own.
+    """
+    cores = os.cpu_count() or 1
+    seconds = op_seconds(lambda x: x @ x, mesh, (filled(mesh, (8, 8), "float32"),), feed=True)
+    return float(f"{seconds * min(1.0, cores / mesh.size):.3g}")
+
+
+def machine() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def auto(n: int) -> Any:
+    """`n` axes of type Auto."""
+    from jax.sharding import AxisType
+
+    return (AxisType.Auto,) * n
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--write", action="store_true", help=f"write {OUT.name} of the package")
+    parser.add_argument("--raw", type=Path, help="write every measured row there, as JSON")
+    options = parser.parse_args()
+    flag = f"--xla_force_host_platform_device_count={options.devices}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+
+    mesh = jax.make_mesh((options.devices,), ("d",), auto(1))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    rows: dict[str, Any] = {"cores": os.cpu_count(), "devices": options.devices,
+                            "jax": jax.__version__, "machine": machine(),
+                            "memory_bytes": memory}  # fmt: skip
+    for name, measure in (("collectives", lambda: collective_rows(options.devices)),
+                          ("matmul", lambda: matmul_rows(mesh)),
+                          ("memory", lambda: memory_rows(mesh))):  # fmt: skip
+        begin = time.perf_counter()
+        rows[name] = measure()
+        print(f"{name}: {len(rows[name])} rows in {time.perf_counter() - begin:.0f} s",
+              file=sys.stderr)  # fmt: skip
+    rows["overhead_s"] = op_overhead(mesh)
+    if options.raw:
+        options.raw.write_text(json.dumps(rows, indent=1))
+    if options.write:
+        OUT.write_text(json.dumps(table(rows), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

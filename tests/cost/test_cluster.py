@@ -1,0 +1,120 @@
+"""Clusters from text, files and device kinds."""
+
+import json
+
+import pytest
+
+from xshard.cost.cluster import Cluster
+from xshard.cost.device import tables
+from xshard.errors import MeshError
+
+
+@pytest.mark.parametrize(
+    ("text", "device", "hosts", "per_host"),
+    [
+        ("v100-sxm2-32gb:2x8", "v100-sxm2-32gb", 2, 8),
+        ("h100-80gb:8", "h100-sxm-80gb", 1, 8),
+        ("H200:4×8", "h200", 4, 8),
+        ("a100-sxm4-40gb:1x4", "a100-sxm4-40gb", 1, 4),
+        ("tpu-v5e:16x4", "tpu-v5e", 16, 4),
+        ("cpu:8", "cpu", 1, 8),
+    ],
+)
+def test_text(text, device, hosts, per_host):
+    cluster = Cluster.parse(text)
+    assert (cluster.device.name, cluster.hosts, cluster.devices_per_host) == (
+        device, hosts, per_host,
+    )  # fmt: skip
+    assert cluster.num_devices == hosts * per_host
+    assert Cluster.from_json(cluster.to_json()) == cluster
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("p100:8", "known kinds are a100-sxm4-40gb, a100-sxm4-80gb, cpu, generic, h100"),
+        ("h100-80gb", "is no cluster; write"),
+        ("h100-80gb:2x", "is no cluster; write"),
+        ("h100-80gb:0", "at least one device"),
+        ("h100-80gb:0x8", "at least one device"),
+        ("", "is no cluster; write"),
+        ("/nowhere/my.json", "cannot read the cluster file"),
+    ],
+)
+def test_bad_text(text, message):
+    with pytest.raises(MeshError, match=message):
+        Cluster.parse(text)
+
+
+def test_own_file(tmp_path):
+    path = tmp_path / "mine.json"
+    slow = {"name": "ethernet", "bandwidth_bytes_per_s": 3e9, "latency_s": 3e-5}
+    path.write_text(
+        json.dumps({"device": "h100-80gb", "hosts": 2, "devices_per_host": 4, "inter_host": slow})
+    )
+    cluster = Cluster.parse(str(path))
+    assert cluster.num_devices == 8
+    assert cluster.inter_host.bandwidth_bytes_per_s == 3e9
+    assert cluster.intra_host == Cluster.parse("h100-80gb:8").intra_host
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not JSON"), ("[]", "not a JSON object"), ('{"device": "h100"}', "lacks or garbles"),
+     ('{"device": {"name": "x"}, "hosts": 1, "devices_per_host": 1}', "incomplete|lacks")],
+)  # fmt: skip
+def test_bad_file(tmp_path, text, message):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(MeshError, match=message):
+        Cluster.parse(str(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("cpu", "cpu"),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm-80gb"),
+        ("Tesla V100-SXM2-32GB", "v100-sxm2-32gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm4-80gb"),
+        ("NVIDIA A100-SXM4-40GB", "a100-sxm4-40gb"),
+        ("TPU v5 lite", "tpu-v5e"),
+    ],
+)
+def test_device_kind(kind, name):
+    cluster = Cluster.for_devices(kind, 16, hosts=2)
+    assert (cluster.device.name, cluster.device.generic) == (name, False)
+    assert (cluster.hosts, cluster.devices_per_host) == (2, 8)
+
+
+def test_unknown_device_kind_is_flagged():
+    device = Cluster.for_devices("Quantum 9000", 8).device
+    assert device.generic
+    assert device.name == "generic (Quantum 9000)"
+
+
+def test_uneven_hosts():
+    with pytest.raises(MeshError, match="evenly"):
+        Cluster.for_devices("cpu", 9, hosts=2)
+
+
+def test_virtual_devices_share_the_cores():
+    two, eight = (Cluster.parse(f"cpu:{n}", cores=4).device for n in (2, 8))
+    assert two.flops_for("float32") == pytest.approx(4 * eight.flops_for("float32"))
+    assert two.memory_bytes == 4 * eight.memory_bytes
+
+
+@pytest.mark.parametrize("name", list(tables()))
+def test_every_figure_has_a_source(name):
+    table = tables()[name]
+    for key in ("memory_bytes", "memory_bandwidth_bytes_per_s", "launch_overhead_s", "peak_flops",
+                "matmul", "intra_host", "inter_host"):  # fmt: skip
+        assert _sourced(table[key]), key
+
+
+def _sourced(figure):
+    if isinstance(figure, dict):
+        if "source" in figure:
+            return True
+        return all(_sourced(v) for v in figure.values())
+    return isinstance(figure, str)
