@@ -1,0 +1,95 @@
+"""What training prints: the plan, progress, held-out losses and the prediction held against facts.
+
+People read stdout as text with the progress bar on stderr; with `--json` it is one object a line.
+Process 0 speaks for all.
+"""
+
+import json
+import sys
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Report:
+    """Prints as text or as JSON lines."""
+
+    def __init__(self, *, as_json: bool, silent: bool) -> None:
+        """`silent` is for all processes but the first."""
+        self._json = as_json
+        self._silent = silent
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=silent or as_json or not sys.stderr.isatty(),
+        )
+
+    def plan(self, plan: Any) -> None:
+        """The whole plan."""
+        self._say("plan", str(plan), plan=json.loads(plan.to_json()) if self._json else None)
+
+    def resumed(self, step: int) -> None:
+        """That a checkpoint was found."""
+        self._say("resumed", f"resumed after step {step}", step=step)
+
+    def __enter__(self) -> Self:
+        """Takes the progress bar away at the end of a with block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """See `__enter__`."""
+        self._bar.stop()
+
+    def start(self, done: int, total: int) -> None:
+        """Shows the progress bar."""
+        self._line_every = max(1, (total - done) // 10)
+        self._bar.start()
+        self._task = self._bar.add_task("", total=total, completed=done, text="compiling")
+
+    def step(self, step: int, metrics: dict[str, float], tokens_per_s: float | None) -> None:
+        """One step's metrics; as text the bar moves, or a line is printed at every tenth."""
+        text = f"loss {metrics['loss']:.3f}"
+        if tokens_per_s:
+            text += f"  {tokens_per_s:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step, text=text)
+        if self._json or (self._bar.disable and step % self._line_every == 0):
+            self._say("step", f"step {step}: {text}", step=step, **metrics)
+
+    def held_out(self, step: int, loss: float) -> None:
+        """A held-out loss in nats per token."""
+        self._say("held_out", f"step {step}: held-out loss {loss:.4f}", step=step, loss=loss)
+
+    def summary(self, facts: dict[str, float | None]) -> None:
+        """Throughput, and predicted against measured time and memory."""
+        self._say("summary", _table(facts), **facts)
+
+    def _say(self, event: str, text: str, **fields: Any) -> None:
+        if self._silent:
+            return
+        print(json.dumps({"event": event, **fields}) if self._json else text, flush=True)
+
+
+def _table(facts: dict[str, float | None]) -> str:
+    """Lines such as "step time    0.21 s predicted    0.23 s measured"."""
+
+    def show(name: str, scale: float, unit: str) -> str:
+        value = facts.get(name)
+        return f"{'-':>12}   " if value is None else f"{value * scale:12,.3f} {unit:<2}"
+
+    rows = [
+        ("", f"{'predicted':>15}", f"{'measured':>15}"),
+        ("step time", show("predicted_time_s", 1e3, "ms"), show("measured_time_s", 1e3, "ms")),
+        (
+            "peak memory",
+            show("predicted_bytes", 2**-20, "MB"),
+            show("measured_bytes", 2**-20, "MB"),
+        ),
+        ("tokens/s", "", show("tokens_per_s", 1, "")),
+        ("model TFLOP/s", "", show("model_flops_per_s", 1e-12, "")),
+    ]
+    return "\n".join(f"{name:<14}{left:>16}{right:>16}".rstrip() for name, left, right in rows)
