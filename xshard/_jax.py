@@ -136,11 +136,15 @@ _meshless: dict[
 
 
 def equation_context(eqn: JaxprEqn, name: str = "") -> tuple[Any, Any]:
-    """Two context managers: the equation's line and name stack; its settings but for the mesh."""
+    """Two context managers: the equation's line and name stack; its settings but for the mesh.
+
+    An equation without a line of the user's own keeps that of the call around it.
+    """
     stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
     if name:
         stack = stack.extend(name)
-    where = source_info_util.user_context(eqn.source_info.traceback, name_stack=stack)
+    line = eqn.source_info.traceback if source_line(eqn.source_info.traceback) else None
+    where = source_info_util.user_context(line, name_stack=stack)
     return where, _without_mesh(eqn.ctx).manager
 
 

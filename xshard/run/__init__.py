@@ -1,0 +1,1 @@
+"""Running a plan: constraints in one jitted function."""

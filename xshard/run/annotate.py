@@ -1,0 +1,168 @@
+"""`annotate`: re-evaluates a traced program with sharding constraints at the places that are told.
+
+A place is a key `(address, index)`. For an equation, `results[(address, r)]` is its r-th result and
+`operands[(address, k)]` its k-th operand. Equations with bodies have ports (xshard/ir/ports.py); a
+port's key is `(op.address, 0)` for its result and `(op.address, k)` for its k-th operand. So for
+every value of the graph, `(producer.address, r)` is the key under which it is constrained:
+
+  ((*eqn, sub, ~k), 0) in results    the k-th variable of the body; of a carry_in also the initial
+                                     value outside and what the body hands to the next step
+  ((*eqn, sub, ~k), 0) in operands   the value outside that feeds it (in a cond: inside the branch)
+  ((*eqn, sub, ~k), 1) in operands   of a carry_in: what the body hands to the next step
+  ((*eqn, ~k), 0) in results         the k-th result of the equation
+  ((*eqn, ~k), b) in operands        the body's (in a cond: branch b's) k-th result
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from xshard._jax import (
+    JaxprEqn,
+    Literal,
+    consts_of,
+    equation_context,
+    free_of_mesh,
+    is_array_aval,
+    opened,
+)
+from xshard.ir.flatten import CALLS
+from xshard.ir.graph import Address
+from xshard.ir.trace import Traced
+from xshard.run.bodies import BODIES
+from xshard.run.rebind import REMAT, rebind
+
+Key = tuple[Address, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What to insert, and where.
+
+    Attributes:
+      mesh: with Auto axes.
+      results: constrain this result as soon as it is made.
+      operands: reshard this operand just for this equation.
+      shared: operand use -> an earlier use of the same value whose resharded copy it takes, so that
+        there is one collective. A use in another body than the first makes its own copy.
+      barriers: operand uses whose reshard must not be merged with an earlier one of the same value:
+        the value first passes an `optimization_barrier` together with another operand of the
+        equation, so a weight that was gathered in the forward is gathered again in the backward.
+    """
+
+    mesh: Mesh
+    results: Mapping[Key, PartitionSpec] = field(default_factory=dict)
+    operands: Mapping[Key, PartitionSpec] = field(default_factory=dict)
+    shared: Mapping[Key, Key] = field(default_factory=dict)
+    barriers: frozenset[Key] = frozenset()
+
+
+def annotate(traced: Traced, constraints: Constraints) -> Callable[..., list[Any]]:
+    """The traced program as a function of flat arguments that returns flat results.
+
+    The function also takes `consts=`, arrays in place of `traced.consts` in the same order, so that
+    large ones can be arguments of a jit and be sharded; those that only a loop's body holds stay.
+    """
+
+    def annotated(*args: Any, consts: Sequence[Any] | None = None) -> list[Any]:
+        given = traced.consts if consts is None else consts
+        arrays = {id(old): new for old, new in zip(traced.consts, given, strict=True)}
+        frame = Frame(constraints, _addresses_above(constraints), arrays)
+        with free_of_mesh():
+            return frame.evaluate(traced.closed_jaxpr, args, ())
+
+    return annotated
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One evaluation: a jaxpr and what it calls, in one trace.
+
+    Attributes:
+      told: the constraints.
+      touched: addresses of the jaxprs with a constraint in them.
+      consts: by the id of the traced array, the array to use.
+      copies: resharded operands by the key of their first use.
+    """
+
+    told: Constraints
+    touched: frozenset[Address]
+    consts: Mapping[int, Any]
+    copies: dict[Key, Any] = field(default_factory=dict)
+
+    def body(self) -> Frame:
+        """A frame for a body, which is a trace of its own: nothing traced outside may be used."""
+        return Frame(self.told, self.touched, {})
+
+    def evaluate(self, jaxpr: Any, args: Sequence[Any], at: Address) -> list[Any]:
+        """The results of a jaxpr whose address is `at`."""
+        inner = opened(jaxpr)
+        consts = [self.consts.get(id(c), c) for c in consts_of(jaxpr)]
+        env = dict(zip(inner.constvars, consts, strict=True))
+        env.update(zip(inner.invars, args, strict=True))
+        for i, eqn in enumerate(inner.eqns):
+            ins = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
+            env.update(zip(eqn.outvars, self._equation(eqn, ins, (*at, i)), strict=True))
+        return [v.val if isinstance(v, Literal) else env[v] for v in inner.outvars]
+
+    def _equation(self, eqn: JaxprEqn, ins: list[Any], at: Address) -> Sequence[Any]:
+        prim = eqn.primitive.name
+        inlined = prim in CALLS and prim not in REMAT
+        name = f"jit({eqn.params['name']})" if inlined and "name" in eqn.params else ""
+        where, settings = equation_context(eqn, name)
+        with where, settings:
+            if inlined:
+                return self.evaluate(eqn.params[CALLS[prim]], ins, (*at, 0))
+            if prim in BODIES:
+                return BODIES[prim](self, eqn, ins, at)
+            ins = [self.operand((at, k), x, ins) for k, x in enumerate(ins)]
+            outs = rebind(eqn, ins, self.told.mesh)
+            return [self.result((at, r), x) for r, x in enumerate(outs)]
+
+    def result(self, key: Key, x: Any) -> Any:
+        """The value, constrained if it is told so."""
+        spec = self.told.results.get(key)
+        return x if spec is None else self._constrain(x, spec)
+
+    def operand(self, key: Key, x: Any, ins: Sequence[Any] = ()) -> Any:
+        """The value as this use wants it; `ins` are all operands of the equation."""
+        spec = self.told.operands.get(key)
+        if spec is None:
+            return x
+        first = self.told.shared.get(key, key)
+        if first not in self.copies:
+            if key in self.told.barriers or first in self.told.barriers:
+                x = _after(x, ins)
+            self.copies[first] = self._constrain(x, spec)
+        return self.copies[first]
+
+    def _constrain(self, x: Any, spec: PartitionSpec) -> Any:
+        if not _may_be_constrained(x):
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.told.mesh, spec))
+
+
+def _addresses_above(told: Constraints) -> frozenset[Address]:
+    """Addresses of all jaxprs that enclose a told place; ports count as their equation's."""
+    keys = [*told.results, *told.operands, *told.barriers]
+    return frozenset(address[:n] for address, _ in keys for n in range(len(address)))
+
+
+def _after(x: Any, ins: Sequence[Any]) -> Any:
+    """`x`, not before the largest other operand is there."""
+    others = [y for y in ins if y is not x and _may_be_constrained(y)]
+    if not others:
+        return jax.lax.optimization_barrier(x)
+    return jax.lax.optimization_barrier((x, max(others, key=lambda y: y.size)))[0]
+
+
+def _may_be_constrained(x: Any) -> bool:
+    aval = jax.typeof(x)
+    if not is_array_aval(aval) or aval.ndim == 0 or aval.dtype == jax.dtypes.float0:
+        return False
+    return not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)

@@ -1,0 +1,80 @@
+"""Binding one equation again, on our mesh: the user's shardings follow, Explicit ones fall away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, Sharding
+
+from xshard._jax import JaxprEqn, has_mesh, opened, source_line, sub_jaxprs
+from xshard.errors import PinError
+
+REMAT = frozenset({"remat2", "remat", "checkpoint"})
+
+_OF_EXPLICIT_AXES = frozenset({"sharding", "out_sharding"})
+
+
+def rebind(eqn: JaxprEqn, ins: Sequence[Any], mesh: Mesh) -> Sequence[Any]:
+    """The equation's results for these operands."""
+    special = _SHARDING_PRIMITIVES.get(eqn.primitive.name)
+    if special is not None:
+        return special(eqn, ins[0], mesh)
+    params = eqn.primitive.get_bind_params(without_shardings(eqn.params))
+    outs = eqn.primitive.bind(*ins, **params)
+    return outs if eqn.primitive.multiple_results else [outs]
+
+
+def without_shardings(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters without the shardings that only Explicit axis types give."""
+    drop = {k: None for k in _OF_EXPLICIT_AXES & params.keys() if isinstance(params[k], Sharding)}
+    return {**params, **drop} if drop else params
+
+
+def has_user_shardings(jaxpr: Any) -> bool:
+    """Whether any equation below constrains shardings or was traced with a mesh in the context."""
+    return any(
+        eqn.primitive.name in _SHARDING_PRIMITIVES
+        or has_mesh(eqn)
+        or any(map(has_user_shardings, sub_jaxprs(eqn)))
+        for eqn in opened(jaxpr).eqns
+    )
+
+
+def _constraint(eqn: JaxprEqn, x: Any, mesh: Mesh) -> list[Any]:
+    return [_onto(mesh, eqn, x, eqn.params["sharding"])]
+
+
+def _reshard(eqn: JaxprEqn, x: Any, mesh: Mesh) -> list[Any]:
+    return [_onto(mesh, eqn, x, eqn.params["dst_sharding"])]
+
+
+def _mesh_cast(_eqn: JaxprEqn, x: Any, _mesh: Mesh) -> list[Any]:
+    return [x]
+
+
+def _onto(mesh: Mesh, eqn: JaxprEqn, x: Any, sharding: Any) -> Any:
+    """The user's constraint on our mesh."""
+    if not isinstance(sharding, NamedSharding):
+        return x  # of devices rather than of a mesh: the plan's placement stands
+    for axis in _axes(sharding):
+        if axis not in mesh.shape:
+            line = source_line(eqn.source_info.traceback)
+            raise PinError(
+                f"a sharding constraint at {line} names mesh axis {axis!r}, but the mesh to shard "
+                f"over has the axes {mesh.axis_names}; use its names, or drop the constraint"
+            )
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, sharding.spec))
+
+
+def _axes(sharding: NamedSharding) -> list[str]:
+    parts = [p if isinstance(p, tuple) else (p,) for p in sharding.spec]
+    return [axis for part in parts for axis in part if isinstance(axis, str)]
+
+
+_SHARDING_PRIMITIVES: dict[str, Callable[[JaxprEqn, Any, Mesh], list[Any]]] = {
+    "sharding_constraint": _constraint,
+    "reshard": _reshard,
+    "mesh_cast": _mesh_cast,
+}
