@@ -9,7 +9,7 @@ demo: $(VENV)/.has-train
 	$(BIN)/python -m models.gpt3.demo
 
 test: $(EVERYTHING)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(EVERYTHING)
 	$(BIN)/ruff check
