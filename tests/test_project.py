@@ -1,6 +1,7 @@
 """The project around the code: one version, a docstring a room, imports down the street only."""
 
 import ast
+import configparser
 import re
 import subprocess
 import sys
@@ -34,6 +35,19 @@ def test_version_is_stated_once_and_is_the_newest_in_the_changelog():
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_room_says_what_it_is_for(room: str):
     assert ast.get_docstring(ast.parse((ROOT / "xshard" / room / "__init__.py").read_text()))
+
+
+def test_all_that_lies_in_the_package_ships():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    stated = config["options.package_data"].items()
+    shipped = {
+        p for package, glob in stated for p in ROOT.glob(f"{package.replace('.', '/')}/{glob}")
+    }
+    files = {p for p in (ROOT / "xshard").rglob("*.*") if p.suffix not in (".py", ".pyc")}
+    assert files == shipped
+    folders = {p.parent for p in (ROOT / "xshard").rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
 def test_import_contracts():
