@@ -2,111 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from xshard.plan.records import (
+    Alternative,
+    LiveTensor,
+    PlannedArray,
+    PlannedCollective,
+    PlannedOp,
+)
 from xshard.spec import MeshShape, Spec
 
+if TYPE_CHECKING:
+    from xshard.plan.diff import PlanDiff
+    from xshard.plan.explain import Explanation
 
-@dataclass(frozen=True, slots=True)
-class PlannedArray:
-    """An argument or result of the step.
-
-    Attributes:
-      path: "args[0]['params']['w']", or "result[1]['loss']".
-      local_bytes: bytes on one device.
-      pinned: whether the user fixed the spec.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    spec: Spec
-    local_bytes: int
-    pinned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedOp:
-    """A class of isomorphic ops and its strategy.
-
-    Attributes:
-      prim, phase, scope, source: of one member.
-      members: how many ops of the program the class has.
-      count: how often they run in one step, all together.
-      rule: the op's rule in its text form.
-      factors: for each mesh axis, the factor that it splits, or None.
-      operands, results: specs; results after partial sums were reduced.
-      time_ns: of all members in one step, without resharding.
-      known: False if the primitive has no rule and runs whole on every device.
-    """
-
-    prim: str
-    phase: str
-    scope: str
-    source: str
-    members: int
-    count: int
-    rule: str
-    factors: tuple[str | None, ...]
-    operands: tuple[Spec, ...]
-    results: tuple[Spec, ...]
-    time_ns: int
-    known: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedCollective:
-    """Communication that the plan expects, for all members of a class together.
-
-    Attributes:
-      kind: "all-reduce", "all-gather", "reduce-scatter", "all-to-all" or "permute".
-      axes: names of the mesh axes along which it communicates.
-      nbytes: bytes of one execution on one device: the operand's (all-reduce, reduce-scatter,
-        all-to-all, permute) or the result's (all-gather).
-      count: executions in one step.
-      time_ns: of all executions.
-      value: what is communicated.
-      source: the user's line.
-    """
-
-    kind: str
-    axes: tuple[str, ...]
-    nbytes: int
-    count: int
-    time_ns: int
-    value: str
-    source: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class LiveTensor:
-    """A class of tensors that is live at the peak: `members` of them, `nbytes` in all on a device."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    members: int
-    nbytes: int
-    source: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Alternative:
-    """Another spec for a value, and what the best plan with it would cost.
-
-    Attributes:
-      spec: the alternative; the chosen one is among them.
-      time_ns: predicted step time of the best plan with this spec; None if none fits.
-      extra_ns: that minus the chosen plan's.
-      peak_bytes: predicted peak memory per device of that plan.
-    """
-
-    spec: Spec
-    time_ns: int | None
-    extra_ns: int | None
-    peak_bytes: int | None
-    chosen: bool = False
+__all__ = ["Alternative", "LiveTensor", "Plan", "PlannedArray", "PlannedCollective", "PlannedOp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +62,7 @@ class Plan:
     peak_bytes: int
     memory_limit: int | None = None
     notes: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict, compare=False)
+    seconds: dict[str, float] = field(default_factory=dict[str, float], compare=False)
     _alternatives: Callable[[str], tuple[Alternative, ...]] | None = field(
         default=None, compare=False, repr=False
     )
@@ -167,3 +81,82 @@ class Plan:
     def predicted_peak_bytes(self) -> int:
         """Predicted peak memory of one device, in bytes."""
         return self.peak_bytes
+
+    def __repr__(self) -> str:
+        from xshard.plan.text import summary
+
+        return summary(self)
+
+    def __str__(self) -> str:
+        from xshard.plan import table, text
+
+        return table.to_text(text.report(self))
+
+    def __rich__(self) -> object:
+        from xshard.plan import table, text
+
+        return table.to_rich(text.report(self))
+
+    def _repr_html_(self) -> str:
+        from xshard.plan import table, text
+
+        return table.to_html(text.report(self))
+
+    def diff(self, other: Plan) -> PlanDiff:
+        """What changes from this plan to `other`: printable, and false if nothing does."""
+        from xshard.plan.diff import diff
+
+        return diff(self, other)
+
+    def explain(self, what: str) -> Explanation:
+        """The alternatives for a value, with their costs, and the chosen one marked.
+
+        Args:
+          what: an argument or result ("args[0]['params']['w']", "params/w" or another unique
+            ending), an op's scope ("layers_0/attn"), its line ("model.py:31"), or "ops[7]".
+
+        Raises:
+          XshardError: `what` names nothing or several things; lists close matches.
+          PlanError: the plan was read from a file, which holds no alternatives.
+        """
+        from xshard.plan.explain import explain
+
+        return explain(self, what)
+
+    def to_json(self) -> str:
+        """Deterministic JSON text of the decision, without `seconds`."""
+        from xshard.plan.store import to_json
+
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+          PlanError: the text is truncated, foreign, of another version, or a field is wrong.
+        """
+        from xshard.plan.store import from_json
+
+        return from_json(text)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `to_json` to a file, at once or not at all.
+
+        Raises:
+          PlanError: the file cannot be written.
+        """
+        from xshard.plan.store import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """The plan in a file that `save` wrote.
+
+        Raises:
+          PlanError: there is no such file, or it holds no plan.
+        """
+        from xshard.plan.store import load
+
+        return load(path)

@@ -1,0 +1,76 @@
+"""What every plan satisfies beyond the types of its fields."""
+
+from __future__ import annotations
+
+from xshard.plan.decode import Mismatch
+from xshard.plan.plan import Plan
+from xshard.spec import MeshShape, Spec, axes_of
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "permute")
+
+
+def check_plan(plan: Plan) -> Plan:
+    """Returns the plan if its specs, names and figures fit its mesh.
+
+    Raises:
+      Mismatch: naming the first field that does not.
+    """
+    _check_figures(plan)
+    _check_arrays(plan)
+    _check_ops(plan)
+    for i, spec in enumerate(plan.values):
+        _check_spec(f"values[{i}]", spec, plan.mesh)
+    for i, (value, _, spec) in enumerate(plan.copies):
+        _require(0 <= value < len(plan.values), f"copies[{i}][0]", f"names no value: {value}")
+        _check_spec(f"copies[{i}][2]", spec, plan.mesh)
+    _check_collectives(plan)
+    return plan
+
+
+def _check_figures(plan: Plan) -> None:
+    figures = ("objective_ns", "bound_ns", "compute_ns", "communication_ns", "peak_bytes")
+    for name in figures:
+        _require(getattr(plan, name) >= 0, name, f"is negative: {getattr(plan, name)}")
+    limit = plan.memory_limit
+    _require(limit is None or limit > 0, "memory_limit", f"is not positive: {limit}")
+
+
+def _check_arrays(plan: Plan) -> None:
+    for field, arrays in (("arguments", plan.arguments), ("results", plan.results)):
+        for i, array in enumerate(arrays):
+            where = f"{field}[{i}]"
+            _require(min(array.shape, default=0) >= 0, f"{where}.shape", "has a negative size")
+            rank = len(array.shape)
+            _require(len(array.spec) == rank, f"{where}.spec", f"needs {rank} dimensions")
+            _require(array.local_bytes >= 0, f"{where}.local_bytes", "is negative")
+            _check_spec(f"{where}.spec", array.spec, plan.mesh)
+
+
+def _check_ops(plan: Plan) -> None:
+    for i, op in enumerate(plan.ops):
+        axes = len(plan.mesh.names)
+        _require(len(op.factors) == axes, f"ops[{i}].factors", f"needs {axes} entries")
+        _require(min(op.members, op.count, op.time_ns) >= 0, f"ops[{i}]", "has a negative figure")
+        for field, specs in (("operands", op.operands), ("results", op.results)):
+            for k, spec in enumerate(specs):
+                _check_spec(f"ops[{i}].{field}[{k}]", spec, plan.mesh)
+
+
+def _check_collectives(plan: Plan) -> None:
+    for i, c in enumerate(plan.collectives):
+        where = f"collectives[{i}]"
+        _require(c.kind in KINDS, f"{where}.kind", f"is none of {', '.join(KINDS)}: {c.kind!r}")
+        unknown = [axis for axis in c.axes if axis not in plan.mesh.names]
+        _require(not unknown, f"{where}.axes", f"names no axis of the mesh: {unknown}")
+        _require(min(c.nbytes, c.count, c.time_ns) >= 0, where, "has a negative figure")
+
+
+def _check_spec(where: str, spec: Spec, mesh: MeshShape) -> None:
+    axes = axes_of(spec)
+    _require(all(0 <= a < len(mesh.names) for a in axes), where, f"names no axis of {mesh}")
+    _require(len(set(axes)) == len(axes), where, "uses a mesh axis twice")
+
+
+def _require(holds: bool, where: str, problem: str) -> None:
+    if not holds:
+        raise Mismatch(f"field {where} {problem}")

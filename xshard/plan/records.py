@@ -1,0 +1,108 @@
+"""What a plan is made of: arrays, ops, communication, tensors at the peak, alternatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xshard.spec import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedArray:
+    """An argument or result of the step.
+
+    Attributes:
+      path: "args[0]['params']['w']", or "result[1]['loss']".
+      local_bytes: bytes on one device.
+      pinned: whether the user fixed the spec.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    spec: Spec
+    local_bytes: int
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedOp:
+    """A class of isomorphic ops and its strategy.
+
+    Attributes:
+      prim, phase, scope, source: of one member.
+      members: how many ops of the program the class has.
+      count: how often they run in one step, all together.
+      rule: the op's rule in its text form.
+      factors: for each mesh axis, the factor that it splits, or None.
+      operands, results: specs; results after partial sums were reduced.
+      time_ns: of all members in one step, without resharding.
+      known: False if the primitive has no rule and runs whole on every device.
+    """
+
+    prim: str
+    phase: str
+    scope: str
+    source: str
+    members: int
+    count: int
+    rule: str
+    factors: tuple[str | None, ...]
+    operands: tuple[Spec, ...]
+    results: tuple[Spec, ...]
+    time_ns: int
+    known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCollective:
+    """Communication that the plan expects, for all members of a class together.
+
+    Attributes:
+      kind: "all-reduce", "all-gather", "reduce-scatter", "all-to-all" or "permute".
+      axes: names of the mesh axes along which it communicates.
+      nbytes: bytes of one execution on one device: the operand's (all-reduce, reduce-scatter,
+        all-to-all, permute) or the result's (all-gather).
+      count: executions in one step.
+      time_ns: of all executions.
+      value: what is communicated.
+      source: the user's line.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    nbytes: int
+    count: int
+    time_ns: int
+    value: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTensor:
+    """A class of tensors live at the peak: `members` of them, `nbytes` in all on a device."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    members: int
+    nbytes: int
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another spec for a value, and what the best plan with it would cost.
+
+    Attributes:
+      spec: the alternative; the chosen one is among them.
+      time_ns: predicted step time of the best plan with this spec; None if none fits.
+      extra_ns: that minus the chosen plan's.
+      peak_bytes: predicted peak memory per device of that plan.
+    """
+
+    spec: Spec
+    time_ns: int | None
+    extra_ns: int | None
+    peak_bytes: int | None
+    chosen: bool = False

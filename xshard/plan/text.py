@@ -1,0 +1,155 @@
+"""A plan as a readable report: what it costs, what is split how, what is communicated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xshard.plan import names
+from xshard.plan.plan import LiveTensor, Plan, PlannedArray, PlannedCollective, PlannedOp
+from xshard.plan.table import Part, Table
+from xshard.plan.units import (
+    array_text,
+    duration,
+    mesh_text,
+    optimality,
+    size,
+    spec_text,
+    strategy_text,
+)
+
+MATMULS = frozenset(
+    {"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general", "scaled_matmul"}
+)
+"""Primitives that are listed first among the ops."""
+_MAIN_OPS = 12
+_PEAK_TENSORS = 8
+
+
+def report(plan: Plan) -> tuple[Part, ...]:
+    """All parts of the report; parts without rows are left out."""
+    tables = (
+        _arrays("Arguments", plan.arguments, plan),
+        _arrays("Results", plan.results, plan),
+        _ops(plan),
+        _collectives(plan),
+        _peak(plan),
+    )
+    notes = "\n".join(["", "Notes", *(f"  {note}" for note in plan.notes)]) if plan.notes else ""
+    return (_header(plan), *(t for t in tables if t.rows), *([notes] if notes else []))
+
+
+def summary(plan: Plan) -> str:
+    """The plan in one line."""
+    return (
+        f"Plan({plan.mesh} on {plan.cluster}: {duration(plan.objective_ns)} a step, "
+        f"{size(plan.peak_bytes)} a device, {optimality(plan.objective_ns, plan.bound_ns)})"
+    )
+
+
+def _header(plan: Plan) -> str:
+    limit = "no limit" if plan.memory_limit is None else f"limit {size(plan.memory_limit)}"
+    parts = f"{duration(plan.compute_ns)} compute + {duration(plan.communication_ns)} communication"
+    lines = {
+        "mesh": mesh_text(plan.mesh),
+        "cluster": plan.cluster,
+        "predicted time": f"{duration(plan.objective_ns)} a step = {parts}",
+        "peak memory": f"{size(plan.peak_bytes)} a device ({limit})",
+        "objective": f"{duration(plan.objective_ns)}, bound {duration(plan.bound_ns)}",
+        "gap": optimality(plan.objective_ns, plan.bound_ns),
+        "planned in": _seconds(plan.seconds),
+    }
+    return "\n".join(f"{name:<15} {text}" for name, text in lines.items() if text)
+
+
+def _seconds(seconds: dict[str, float]) -> str:
+    if not seconds:
+        return ""
+    steps = ", ".join(f"{step} {duration(s * 1e9)}" for step, s in seconds.items())
+    return f"{duration(sum(seconds.values()) * 1e9)} ({steps})"
+
+
+def array_groups(arrays: Sequence[PlannedArray]) -> tuple[names.Group, ...]:
+    """Arrays of the same shape, spec and kind of path (the layers of a model) together."""
+    return names.collapse(
+        [(a.path, (a.shape, a.dtype, a.spec, a.local_bytes, a.pinned)) for a in arrays]
+    )
+
+
+def _arrays(title: str, arrays: Sequence[PlannedArray], plan: Plan) -> Table:
+    rows = tuple(_array_row(group, arrays, plan) for group in array_groups(arrays))
+    total = size(sum(a.local_bytes for a in arrays))
+    foot = f"{len(arrays)} array{'s' * (len(arrays) > 1)}, {total} a device"
+    return Table(title, ("name", "array", "sharding", ">on a device"), rows, foot)
+
+
+def _array_row(group: names.Group, arrays: Sequence[PlannedArray], plan: Plan) -> tuple[str, ...]:
+    one, count = arrays[group.members[0]], len(group.members)
+    spec = spec_text(one.spec, plan.mesh.names) + (" pinned" if one.pinned else "")
+    array = array_text(one.shape, one.dtype)
+    return (names.times(group), array, spec, size(one.local_bytes * count))
+
+
+def _ops(plan: Plan) -> Table:
+    main = [op for op in plan.ops if op.prim in MATMULS] or list(plan.ops)
+    main = sorted(main, key=lambda op: -op.time_ns)[:_MAIN_OPS]
+    rows = tuple(_op_row(op, plan) for op in main)
+    left, rest = len(plan.ops) - len(main), sum(op.time_ns for op in plan.ops)
+    rest -= sum(op.time_ns for op in main)
+    foot = f"and {left} other classes of ops, {duration(rest)} together" if left else ""
+    columns = ("op", "where", ">runs", "factors", "split", ">time")
+    return Table("Main ops", columns, rows, foot)
+
+
+def _op_row(op: PlannedOp, plan: Plan) -> tuple[str, ...]:
+    split = strategy_text(op.factors, plan.mesh.names) if op.known else "whole (no rule)"
+    return (f"{op.prim} {op.phase}", where(op), f"×{op.count}", op.rule, split,
+            duration(op.time_ns))  # fmt: skip
+
+
+def where(op: PlannedOp) -> str:
+    """Scope and source line of an op, as far as they are known."""
+    return " ".join(part for part in (op.scope, op.source) if part)
+
+
+def collective_groups(plan: Plan) -> dict[str, list[PlannedCollective]]:
+    """Collectives by kind and axes, `all-reduce data`."""
+    groups: dict[str, list[PlannedCollective]] = {}
+    for c in plan.collectives:
+        groups.setdefault(f"{c.kind} {'×'.join(c.axes)}", []).append(c)
+    return groups
+
+
+def _collectives(plan: Plan) -> Table:
+    groups = sorted(collective_groups(plan).items(), key=lambda g: -sum(c.time_ns for c in g[1]))
+    rows = tuple((name, *collective_figures(group), _costliest(group)) for name, group in groups)
+    columns = ("collective", ">runs", ">bytes a device", ">time", "costliest")
+    return Table("Communication", columns, rows)
+
+
+def collective_figures(group: Sequence[PlannedCollective]) -> tuple[str, str, str]:
+    """Executions, bytes and time of a group in one step."""
+    nbytes = sum(c.nbytes * c.count for c in group)
+    return (
+        f"×{sum(c.count for c in group)}",
+        size(nbytes),
+        duration(sum(c.time_ns for c in group)),
+    )
+
+
+def _costliest(group: Sequence[PlannedCollective]) -> str:
+    worst = max(group, key=lambda c: c.time_ns)
+    return " ".join(part for part in (worst.value, worst.source) if part)
+
+
+def _peak(plan: Plan) -> Table:
+    rows = tuple(_peak_row(tensor) for tensor in plan.peak[:_PEAK_TENSORS])
+    left = plan.peak[_PEAK_TENSORS:]
+    foot = f"and {len(left)} others, {size(sum(t.nbytes for t in left))} together" if left else ""
+    columns = ("tensor", "array", ">on a device", "source")
+    return Table("Live at the peak", columns, rows, foot)
+
+
+def _peak_row(tensor: LiveTensor) -> tuple[str, ...]:
+    name = f"{tensor.name} ×{tensor.members}" if tensor.members > 1 else tensor.name
+    array = array_text(tensor.shape, tensor.dtype)
+    return (name, array, size(tensor.nbytes), tensor.source)
