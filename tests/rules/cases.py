@@ -12,6 +12,22 @@ from jax import lax
 
 from tests.rules.one_op import Case
 
+
+def depthwise(x: jax.Array, w: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+        x, w, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"), feature_group_count=8
+    )
+
+
+def per_example_gradient(w: jax.Array, images: jax.Array) -> jax.Array:
+    """The gradient of a weight for each image by itself, as a convolution with groups."""
+
+    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+        return (lax.conv(x[None], w, (1, 1), "SAME") ** 2).sum()
+
+    return jax.vmap(jax.grad(loss), (None, 0))(w, images)
+
+
 CASES = [
     # pointwise
     Case("add", lax.add, "f32[4,6] f32[4,6]", "a b, a b -> a b"),
@@ -38,8 +54,14 @@ CASES = [
     # convolution
     Case("conv_general_dilated", lambda x, w: lax.conv(x, w, (1, 1), "SAME"), "f32[2,4,8,8] f32[6,4,3,3]", "n i sa! sb!, o i ta! tb! -> n o ua! ub!"),
     Case("conv_general_dilated", lambda x, w: lax.conv(x, w, (1, 1), "SAME"), "f32[2,4,8,8] f32[6,4,1,1]", "n i sa sb, o i 1 1 -> n o sa sb"),
-    Case("conv_general_dilated", lambda x, w: lax.conv_general_dilated(x, w, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"), feature_group_count=2), "f32[2,8,8] f32[3,4,12]", "n sa! (g! i), ta! i (g! o) -> n ua! (g! o)"),
-    Case("conv_general_dilated", lambda x, w: lax.conv_general_dilated(x, w, (1,), "SAME", batch_group_count=2), "f32[4,8,8] f32[12,8,3]", "(g! n) i sa!, (g! o) i ta! -> n (g! o) ua!"),
+    Case("conv_general_dilated", lambda x, w: lax.conv_general_dilated(x, w, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"), feature_group_count=2), "f32[2,8,8] f32[3,4,12]", "n! sa! (g! i!), ta! i! (g! o!) -> n! ua! (g! o!)"),
+    Case("conv_general_dilated", lambda x, w: lax.conv_general_dilated(x, w, (1,), "SAME", batch_group_count=2), "f32[4,8,8] f32[12,8,3]", "(g n!) i sa!, (g o) i ta! -> n! (g o) ua!"),
+    Case("conv_general_dilated", depthwise, "f32[4,8,8] f32[3,1,16]", "n sa! g, ta! 1 (g o) -> n ua! (g o)"),
+    Case("conv_general_dilated", jax.grad(lambda w, x: depthwise(x, w).sum()), "f32[3,1,16] f32[4,8,8]", "i sa! g, i ta! (g o) -> ua! 1 (g o)"),
+    Case("conv_general_dilated", jax.grad(lambda x, w: depthwise(x, w).sum()), "f32[4,8,8] f32[3,1,16]", "n! sa! (g! i!), ta! g! i! -> n! ua! g!"),
+    Case("conv_general_dilated", per_example_gradient, "f32[4,2,3,3] f32[4,2,8,8]", "g n sa! sb!, 1 (g o) ta! tb! -> (g o) n ua! ub!"),
+    Case("conv_general_dilated", per_example_gradient, "f32[4,1,3,3] f32[4,1,8,8]", "g 1 sa! sb!, 1 (g o) ta! tb! -> (g o) 1 ua! ub!"),
+    Case("conv_general_dilated", per_example_gradient, "f32[4,2,3,3] f32[8,2,8,8]", "g n sa! sb!, 1 (g o) ta! tb! -> (g o) n ua! ub!"),
     # views
     Case("reshape", lambda x: x.reshape(8, 6), "f32[2,4,6]", "a b c -> (a b) c"),
     Case("reshape", lambda x: x.reshape(2, 4, 6), "f32[8,6]", "(a b) c -> a b c"),
@@ -81,6 +103,9 @@ CASES = [
     Case("gather", lambda x, i: x[:, i], "f32[4,6] i32[2]", "a d, b 1 -> a b"),
     Case("dynamic_slice", lambda x, i: lax.dynamic_slice(x, (0, i), (4, 2)), "f32[4,6] i32[]", "a b!, ., . -> a c!"),
     Case("dynamic_update_slice", lambda x, u, i: lax.dynamic_update_slice(x, u, (0, i)), "f32[4,6] f32[4,2] i32[]", "a b!, a c!, ., . -> a b!"),
+    Case("dynamic_update_slice", lambda x, u, i: lax.dynamic_update_slice(x, u, (i,)), "f32[8] f32[1] i32[]", "a, 1, . -> a"),
+    Case("dynamic_update_slice", lambda x, u, i: lax.dynamic_update_slice(x, u, (0, i, 0)), "f32[4,8,6] f32[4,1,6] i32[]", "a b c, a 1 c, ., ., . -> a b c"),
+    Case("dynamic_update_slice", lambda x, u, i: lax.dynamic_update_slice(x, u, (i + 1, i + 2)), "f32[8,8] f32[5,3] i32[]", "a! b!, c! d!, ., . -> a! b!"),
     Case("scatter-add", lambda x, i, u: x.at[i].add(u), "f32[16,6] i32[2,4] f32[2,4,6]", "a b, c d 1, c d b -> a b"),
     Case("scatter-add", lambda x, i, u: x.at[i, i].add(u), "f32[4,6] i32[2] f32[2]", "a b, c d!, c -> a b"),
     Case("scatter-mul", lambda x, i, u: x.at[i].mul(u), "f32[16,6] i32[4] f32[4,6]", "a b, c 1, c b -> a b", reduce="prod"),
@@ -101,7 +126,7 @@ CASES = [
     # linear algebra and transforms
     Case("fft", jnp.fft.rfft, "f32[4,6]", "a b! -> a c!"),
     Case("cholesky", lax.linalg.cholesky, "f32[2,6,6]", "a b! c! -> a d! e!"),
-    Case("triangular_solve", partial(lax.linalg.triangular_solve, left_side=True), "f32[2,6,6] f32[2,6,4]", "a b! c!, a c! d -> a c! d"),
+    Case("triangular_solve", partial(lax.linalg.triangular_solve, left_side=True), "f32[2,6,6] f32[2,6,4]", "a b! c!, a c! d! -> a c! d!"),
     Case("qr", lambda x: lax.linalg.qr_p.bind(x, pivoting=False, full_matrices=False, use_magma=None), "f32[2,6,6]", "a b! c! -> a d! e!, a f! g!"),
     Case("eigh", lax.linalg.eigh, "f32[2,6,6]", "a b! c! -> a d! e!, a f!"),
 ]  # fmt: skip

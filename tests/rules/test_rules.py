@@ -19,6 +19,11 @@ COLLECTIVE = re.compile(
     r"= .*?(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)"
 )
 
+GATHERED = {"top_k": {"all-gather"}}
+"""What XLA gathers although no element needs another shard. top_k: on CPU, not on GPU."""
+if jax.__version_info__ < (0, 12):
+    GATHERED["fft"] = {"all-gather"}
+
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_rule_reads_as_specified(case: Case) -> None:
@@ -40,11 +45,10 @@ def test_xla_splits_each_factor_as_the_rule_says(case: Case, mesh) -> None:
             out_shardings=shardings(rule.results, factor, mesh(2), eqn.outvars),
         )
         found = set(COLLECTIVE.findall(run.lower(*args).compile().as_text()))
-        allowed = {"all-reduce"} if factor in rule.reduced else set()
-        assert found <= allowed, f"{factor} of {rule.text()}"
-        assert (not allowed) or found, f"{factor} of {rule.text()} is not reduced"
-        for part, expected in zip(run(*args), whole, strict=True):
-            assert_close(part, expected)
+        expected = {"all-reduce"} if factor in rule.reduced else GATHERED.get(case.prim, set())
+        assert found == expected, f"{factor} of {rule.text()}"
+        for part, reference in zip(run(*args), whole, strict=True):
+            assert_close(part, reference)
 
 
 def splittable(rule: Rule) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from xshard.ir.graph import Op
 from xshard.rules.build import Ins, Outs, Token, build, letters, shape_of
@@ -12,38 +13,51 @@ from xshard.rules.rule import Rule
 def conv(op: Op, ins: Ins, outs: Outs) -> Rule:
     """`"n i s!, o i t! -> n o u!"`: image, input and output features; windows stay whole.
 
-    With groups the features are `(g i)` and `(g o)`; `g` is not split, since XLA partitions
-    grouped convolutions wrongly in some cases.
+    With feature groups the features are `(g i)` and `(g o)`, with batch groups the batch is
+    `(g n)` and the output features `(g o)`. What XLA partitions only by moving data is blocked:
+    everything where a group has several input features, and `n` within batch groups.
     """
-    p, numbers = op.params, op.params["dimension_numbers"]
-    groups, batches = p["feature_group_count"], p["batch_group_count"]
-    lhs_shape, rhs_shape = shape_of(ins[0]), shape_of(ins[1])
-    image, kernel, result = _spatial(op, rhs_shape)
-    out = rhs_shape[numbers.rhs_spec[0]]
-    sizes = {
-        "g": groups * batches,
-        "n": lhs_shape[numbers.lhs_spec[0]] // batches,
-        "i": rhs_shape[numbers.rhs_spec[1]],
-        "o": out // (groups * batches),
-    }
-    lhs: list[Token] = [("g!", "n") if batches > 1 else "n", ("g!", "i") if groups > 1 else "i"]
-    features: Token = ("g!", "o") if groups * batches > 1 else "o"
+    numbers, lhs, rhs = op.params["dimension_numbers"], shape_of(ins[0]), shape_of(ins[1])
+    image, kernel, result = _spatial(op, rhs)
+    batch, inputs, outputs = _features(op, rhs[numbers.rhs_spec[1]])
     left = [
-        _place(numbers.lhs_spec, lhs, image),
-        _place(numbers.rhs_spec, [features, "i"], kernel),
+        _place(numbers.lhs_spec, [batch, inputs, *image]),
+        _place(numbers.rhs_spec, [outputs, inputs[-1], *kernel]),
     ]
-    right = [_place(numbers.out_spec, ["n", features], result)]
-    window = math.prod(rhs_shape[d] for d in numbers.rhs_spec[1:])
-    flops = 2.0 * outs[0].size * window
+    right = [_place(numbers.out_spec, [batch[-1:], outputs, *result])]
+    sizes = _sizes(op, lhs, rhs)
+    flops = 2.0 * outs[0].size * math.prod(rhs[d] for d in numbers.rhs_spec[1:])
     return build(ins, outs, left, right, kind="heavy", sizes=sizes, flops=flops)
 
 
-def _place(spec: tuple[int, ...], two: list[Token], spatial: list[str]) -> list[Token]:
-    """Tokens in the array's own order: batch (or output) and feature first in `spec`."""
-    tokens: list[Token] = [""] * len(spec)
-    for axis, token in zip(spec, [*two, *spatial], strict=True):
-        tokens[axis] = token
-    return tokens
+def _features(op: Op, per_group: int) -> tuple[tuple[str, ...], ...]:
+    """Tokens of batch, input features and output features."""
+    if op.params["batch_group_count"] > 1:
+        return ("g", "n!"), ("i",), ("g", "o")
+    if op.params["feature_group_count"] == 1:
+        return ("n",), ("i",), ("o",)
+    if per_group > 1:
+        return ("n!",), ("g!", "i!"), ("g!", "o!")
+    return ("n",), ("g", "i"), ("g", "o")
+
+
+def _sizes(op: Op, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> dict[str, int]:
+    numbers, batches = op.params["dimension_numbers"], op.params["batch_group_count"]
+    groups = batches * op.params["feature_group_count"]
+    return {
+        "g": groups,
+        "n": lhs[numbers.lhs_spec[0]] // batches,
+        "i": rhs[numbers.rhs_spec[1]],
+        "o": rhs[numbers.rhs_spec[0]] // groups,
+    }
+
+
+def _place(spec: Sequence[int], tokens: Sequence[Token]) -> list[Token]:
+    """Tokens in the array's own order: batch (or output) and feature come first in `spec`."""
+    placed: list[Token] = [""] * len(spec)
+    for axis, token in zip(spec, tokens, strict=True):
+        placed[axis] = token
+    return placed
 
 
 def _spatial(op: Op, rhs_shape: tuple[int, ...]) -> tuple[list[str], list[str], list[str]]:

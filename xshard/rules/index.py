@@ -42,12 +42,17 @@ def dynamic_slice(op: Op, ins: Ins, outs: Outs) -> Rule:
 
 
 def dynamic_update_slice(op: Op, ins: Ins, outs: Outs) -> Rule:
-    """`"a b!, a c!, ., . -> a b!"`: dimensions that are written whole may be split."""
-    update = list(ins[1:2])
-    keep = [a == b for a, b in zip(shape_of(ins[0]), shape_of(ins[1]), strict=True)]
-    left, small = resized(ins, outs, keep) if update else ([], [])
+    """`"a b! c, a d! 1, ., . -> a b! c"`: written whole, in part, or one element wide.
+
+    In the last case a device writes what falls in its part, as in a scatter.
+    """
+    fresh = names()
+    dims, update = take(fresh, len(outs[0].shape)), list[str]()
+    for axis, (n, whole) in enumerate(zip(shape_of(ins[1]), outs[0].shape, strict=True)):
+        update.append(dims[axis] if n == whole else f"{next(fresh)}!")
+        dims[axis] += "" if n in (1, whole) else "!"
     scalars: list[Tokens] = [()] * (len(ins) - 2)
-    return build(ins, outs, [left, small, *scalars], [left], kind="gather")
+    return build(ins, outs, [dims, update, *scalars], [dims], kind="gather")
 
 
 TABLE = {

@@ -39,9 +39,9 @@ def fft(op: Op, ins: Ins, outs: Outs) -> Rule:
 
 
 def triangular_solve(op: Op, ins: Ins, outs: Outs) -> Rule:
-    """`"b m! n!, b n! j -> b n! j"`: right-hand sides are independent of each other."""
+    """`"b m! n!, b n! j! -> b n! j!"`: XLA gathers the right-hand sides, though independent."""
     *batch, m, n, j = letters(rank(ins[0]) + 1)
-    side = [f"{n}!", j] if op.params["left_side"] else [j, f"{n}!"]
+    side = [f"{n}!", f"{j}!"] if op.params["left_side"] else [f"{j}!", f"{n}!"]
     left = [[*batch, f"{m}!", f"{n}!"], [*batch, *side]]
     return build(ins, outs, left, [left[1]], kind="gather")
 

@@ -24,6 +24,13 @@ def bits(_op: Op, ins: Ins, outs: Outs) -> Rule:
     return build(ins, outs, [dims[: rank(ins[0])]], [dims], kind="gather")
 
 
+def rejection(_op: Op, ins: Ins, outs: Outs) -> Rule:
+    """`"a!, a! -> a!"`: a loop until every element is accepted, whose end all devices share."""
+    dims = letters(len(outs[0].shape))
+    whole = block(dims, range(len(dims)))
+    return build(ins, outs, [whole[: rank(v)] for v in ins], [whole], kind="gather")
+
+
 def wrap(_op: Op, ins: Ins, outs: Outs) -> Rule:
     """`"k w! -> k"`, and back: the words of a key stay together."""
     keys = min(rank(ins[0]), len(outs[0].shape))
@@ -41,7 +48,7 @@ TABLE = {
     "random_seed": over_keys,
     "random_fold_in": over_keys,
     "random_clone": over_keys,
-    "random_gamma": over_keys,
+    "random_gamma": rejection,
     "random_bits": bits,
     "random_split": bits,
     "random_wrap": wrap,
