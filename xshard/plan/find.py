@@ -44,7 +44,7 @@ def find(plan: Plan, what: str) -> Found:
         lambda: _ops(plan, what.strip()),
         lambda: _arrays(plan, what, _contains),
     )
-    matches = next((hits for step in steps if (hits := step())), [])
+    matches = next((hits for step in steps if (hits := step())), list[Found]())
     if len(matches) == 1:
         return matches[0]
     raise XshardError(_ambiguous(what, matches) if matches else _unknown(plan, what))

@@ -1,0 +1,197 @@
+"""The command line: `xshard plan`, `xshard show` and `xshard diff`.
+
+Exit codes: 0 when done, 1 when compared plans differ, 2 with one sentence on bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from threading import Timer
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from xshard.errors import XshardError
+from xshard.plan.plan import Plan
+from xshard.spec import MeshShape
+
+_AXES = ("data", "model", "seq")
+"""Names of a mesh that is given by its sizes only."""
+_PATIENCE_S = 1.0
+"""Seconds after which a command shows that it is working."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except XshardError as error:
+        print(f"xshard {args.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="xshard", description="Automatic parallelization for JAX.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_plan(commands.add_parser("plan", help="plan a training step for a cluster"))
+    show = commands.add_parser("show", help="print a saved plan")
+    show.add_argument("plan", metavar="PLAN.json")
+    show.set_defaults(run=_show)
+    diff = commands.add_parser("diff", help="compare two saved plans; exit code 1 if they differ")
+    diff.add_argument("before", metavar="A.json")
+    diff.add_argument("after", metavar="B.json")
+    diff.set_defaults(run=_diff)
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    add = plan.add_argument
+    place = "MODULE:FUNCTION"
+    add("function", metavar=place, help="the training step")
+    add("--args", metavar=place, required=True, dest="example",
+        help="a function without arguments that returns the step's example arguments, arrays or "
+        "shapes: a tuple, or the only argument")  # fmt: skip
+    add("--cluster", required=True, help='such as "v100-sxm2-32gb:2x8" (hosts × devices)')
+    add("--mesh", type=_mesh, help='such as "2x8" or "data=2,model=8"; default: xshard chooses')
+    add("--memory-limit", metavar="BYTES", help='per device, such as "30GB"')
+    add("--time-limit", metavar="SECONDS", type=_positive, help="of the solver")
+    add("--output", metavar="PLAN.json", help="save the plan")
+    plan.set_defaults(run=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    options = {name: getattr(args, name) for name in ("mesh", "memory_limit", "time_limit")}
+    given = {name: value for name, value in options.items() if value is not None}
+    with _progress(f"planning {args.function} for {args.cluster}"):
+        function, avals = _named(args.function), _call(_named(args.example), args.example)
+        plan = _planner()(function, *avals, cluster=args.cluster, **given)
+    if args.output:
+        plan.save(args.output)
+    _print(plan, plan.to_json() if args.json else None)
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    plan = Plan.load(args.plan)
+    _print(plan, plan.to_json() if args.json else None)
+    return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    diff = Plan.load(args.before).diff(Plan.load(args.after))
+    _print(diff, json.dumps(asdict(diff), indent=1) + "\n" if args.json else None)
+    return int(bool(diff))
+
+
+def _print(report: Any, text: str | None) -> None:
+    """JSON as it is; else the report, in colour and as wide as the terminal if there is one."""
+    if text is not None:
+        sys.stdout.write(text)
+    elif sys.stdout.isatty():
+        Console(highlight=False).print(report)
+    else:
+        sys.stdout.write(f"{report}\n")
+
+
+def _planner() -> Callable[..., Plan]:
+    from xshard.api import plan  # brings JAX with it, which `show` and `diff` do not need
+
+    return plan
+
+
+def _named(place: str) -> Callable[..., Any]:
+    """The function at "module:name", looked for in the working folder too."""
+    module, colon, name = place.partition(":")
+    if not (module and colon and name):
+        raise XshardError(f"{place!r} names no function; write MODULE:FUNCTION, as train:step")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        raise XshardError(f"cannot import {module}: {_reason(error)}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise XshardError(f"module {module} has no {name!r}; check the name behind the colon")
+        found = getattr(found, part)
+    if not callable(found):
+        raise XshardError(f"{place} is a {type(found).__name__}, not a function")
+    return found
+
+
+def _call(example: Callable[[], Any], place: str) -> tuple[Any, ...]:
+    try:
+        result = example()
+    except XshardError:
+        raise
+    except Exception as error:
+        raise XshardError(f"{place}() failed to make the arguments: {_reason(error)}") from error
+    return result if type(result) is tuple else (result,)
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _mesh(text: str) -> MeshShape:
+    """`"2x8"` or `"data=2,model=8"`."""
+    axes = re.split("," if "=" in text else "[x×]", text)
+    named = [axis.rpartition("=")[::2] for axis in axes]
+    names = tuple(name.strip() for name, _ in named) if "=" in text else _AXES[: len(named)]
+    try:
+        if not all(name.isidentifier() for name in names):
+            raise ValueError(text)
+        return MeshShape(names, tuple(int(size) for _, size in named))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no mesh; write "2x8" (up to {len(_AXES)} axes) or "data=2,model=8"'
+        ) from None
+
+
+def _positive(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """A bar on stderr while the body runs, if that is a terminal and the body takes long."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    bar.add_task(what, total=None)
+    timer = Timer(_PATIENCE_S, bar.start)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        if bar.live.is_started:
+            bar.stop()
