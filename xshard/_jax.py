@@ -23,9 +23,9 @@ from jax.sharding import AxisType, Mesh
 
 __all__ = [
     "ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Var", "auto_mesh", "closed", "consts_of",
-    "equation_context", "free_of_mesh", "has_mesh", "is_array_aval", "is_user_file", "opened",
-    "retraced", "scan_counts", "scopes_and_transforms", "source_line", "sub_jaxprs", "typeof",
-    "unsharded", "without_dead_code",
+    "equation_context", "free_of_mesh", "has_explicit_axes", "has_mesh", "is_array_aval",
+    "is_user_file", "lowered", "opened", "retraced", "scan_counts", "scopes_and_transforms",
+    "source_line", "sub_jaxprs", "typeof", "unsharded", "without_dead_code",
 ]  # fmt: skip
 
 _LIBRARIES = tuple(
@@ -83,6 +83,18 @@ def retraced(fun: Callable[..., Sequence[Any]], like: Any, *, lift: bool = False
     return (closed(lifted, []) if isinstance(like, ClosedJaxpr) else lifted), list(consts)
 
 
+def lowered(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
+    """The jaxpr with primitives that only expand into others ("hi" ones) expanded."""
+    inner = opened(jaxpr)
+    if not getattr(inner, "is_high", False):
+        return jaxpr
+    wrapped = linear_util.wrap_init(
+        core.jaxpr_as_fun(jaxpr), debug_info=inner.debug_info.with_unknown_names()
+    )
+    low, _, consts = pe.trace_to_jaxpr_dynamic(wrapped, [v.aval for v in inner.invars], lower=True)
+    return closed(low, consts)
+
+
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
     """(number of constants, number of carried values) of a scan equation."""
     if "num_carry" in params:
@@ -108,6 +120,13 @@ def typeof(value: Any) -> Any:
         weak = bool(getattr(value, "weak_type", False))
         return core.ShapedArray(value.shape, value.dtype, weak_type=weak)
     return unsharded(core.shaped_abstractify(value))
+
+
+def has_explicit_axes(value: Any) -> bool:
+    """Whether an array's type carries a sharding, as arrays on meshes with Explicit axes do."""
+    sharding = getattr(value, "sharding", None)
+    mesh = getattr(sharding, "mesh", None)
+    return mesh is not None and AxisType.Explicit in mesh.axis_types
 
 
 def is_array_aval(aval: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from xshard._jax import (
     ClosedJaxpr,
@@ -28,7 +29,7 @@ from xshard.ir.graph import Address
 
 CALLS = {
     "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr",
-    "call": "call_jaxpr", "eval_jaxpr": "jaxpr", "custom_jvp_call": "call_jaxpr",
+    "call": "call_jaxpr", "eval_jaxpr": "call_jaxpr", "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr",
     "remat2": "jaxpr", "remat": "jaxpr", "checkpoint": "jaxpr",
 }  # fmt: skip
@@ -138,10 +139,30 @@ class GraphBuilder:
         name = eqn.primitive.name
         address = (*frame.address, i)
         if (param := CALLS.get(name)) is not None:
-            return self.inline(eqn.params[param], ins, self.below(eqn, frame, address, 0))
+            return self._call(eqn, eqn.params[param], ins, frame, address)
         if (handler := self._control_flow.get(name)) is not None:
             return handler(self, eqn, ins, frame, address)
         return list(self.emit(name, eqn, ins, eqn.outvars, frame, address, plain_params(eqn)))
+
+    def _call(
+        self, eqn: JaxprEqn, body: Any, ins: list[int | None], frame: Frame, at: Address
+    ) -> list[int | None]:
+        """The results of a call; the shardings that a nested jit states become constraints."""
+        inner = self.below(eqn, frame, at, 0)
+        pinned_in, pinned_out = pins(eqn)
+        args = list(ins)
+        for k, sharding in pinned_in.items():
+            args[k] = self._pin(eqn, ins[k], opened(body).invars[k], inner, (*at, 0, ~k), sharding)
+        outs = self.inline(body, args, inner)
+        for k, sharding in pinned_out.items():
+            outs[k] = self._pin(eqn, outs[k], eqn.outvars[k], inner, (*at, ~k), sharding)
+        return outs
+
+    def _pin(
+        self, eqn: JaxprEqn, v: int | None, var: Any, frame: Frame, at: Address, sharding: Any
+    ) -> int:
+        params = {"sharding": sharding}
+        return self.emit("sharding_constraint", eqn, [v], [var], frame, at, params)[0]
 
     def emit(
         self, prim: str, eqn: JaxprEqn, ins: list[int | None], out_vars: list[Any], frame: Frame,
@@ -170,6 +191,15 @@ class GraphBuilder:
             source_line(eqn.source_info.traceback) or frame.source,
             frame.repeat * repeat, frame.needs + needs,
         )  # fmt: skip
+
+
+def pins(eqn: JaxprEqn) -> tuple[dict[int, NamedSharding], dict[int, NamedSharding]]:
+    """The shardings that a nested jit states, by operand and by result."""
+    ins, outs = eqn.params.get("in_shardings", ()), eqn.params.get("out_shardings", ())
+    return (
+        {k: s for k, s in enumerate(ins) if isinstance(s, NamedSharding)},
+        {k: s for k, s in enumerate(outs) if isinstance(s, NamedSharding)},
+    )
 
 
 def plain_params(eqn: JaxprEqn) -> dict[str, Any]:

@@ -12,7 +12,9 @@ import jax
 from xshard._jax import (
     ClosedJaxpr,
     consts_of,
+    has_explicit_axes,
     is_user_file,
+    lowered,
     opened,
     typeof,
     without_dead_code,
@@ -67,8 +69,8 @@ def trace(
     leaves, in_tree = jax.tree.flatten(tuple(dynamic.values()))
     paths = [name + path for name, arg in dynamic.items() for path in _paths(arg)]
     avals = tuple(_aval(leaf, path) for leaf, path in zip(leaves, paths, strict=True))
-    jaxpr, out = _make_jaxpr(_flat(fun, static, in_tree), avals, _kind_name(fun))
-    jaxpr = without_dead_code(jaxpr)
+    jaxpr, out = _make_jaxpr(_flat(fun, static, in_tree), leaves, avals, _kind_name(fun))
+    jaxpr = without_dead_code(lowered(jaxpr))
     graph, consts = build_graph(jaxpr, paths)
     return Traced(
         jaxpr, graph, in_tree, jax.tree.structure(out), avals,
@@ -132,10 +134,17 @@ def _flat(fun: Callable[..., Any], static: dict[int, Any], in_tree: Any) -> Call
 
 
 def _make_jaxpr(
-    fun: Callable[..., Any], avals: tuple[Any, ...], name: str
+    fun: Callable[..., Any], leaves: list[Any], avals: tuple[Any, ...], name: str
 ) -> tuple[ClosedJaxpr, Any]:
+    """Traces with shardings forgotten; a function that needs its Explicit axes gets them."""
+    make = jax.make_jaxpr(fun, return_shape=True)
     try:
-        return jax.make_jaxpr(fun, return_shape=True)(*avals)
+        try:
+            return make(*avals)
+        except Exception:
+            if not any(map(has_explicit_axes, leaves)):
+                raise
+            return make(*leaves)
     except XshardError:
         raise
     except Exception as error:

@@ -11,6 +11,8 @@ every value of the graph, `(producer.address, r)` is the key under which it is c
   ((*eqn, sub, ~k), 1) in operands   of a carry_in: what the body hands to the next step
   ((*eqn, ~k), 0) in results         the k-th result of the equation
   ((*eqn, ~k), b) in operands        the body's (in a cond: branch b's) k-th result
+
+The shardings that a nested jit states are "sharding_constraint" ops at such ports of its equation.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ from xshard._jax import (
     is_array_aval,
     opened,
 )
-from xshard.ir.flatten import CALLS
+from xshard.ir.flatten import CALLS, pins
 from xshard.ir.graph import Address
 from xshard.ir.trace import Traced
 from xshard.run.bodies import BODIES
-from xshard.run.rebind import REMAT, rebind
+from xshard.run.rebind import REMAT, onto, rebind
 
 Key = tuple[Address, int]
 
@@ -117,12 +119,27 @@ class Frame:
         where, settings = equation_context(eqn, name)
         with where, settings:
             if inlined:
-                return self.evaluate(eqn.params[CALLS[prim]], ins, (*at, 0))
+                return self._call(eqn, ins, at)
             if prim in BODIES:
                 return BODIES[prim](self, eqn, ins, at)
             ins = [self.operand((at, k), x, ins) for k, x in enumerate(ins)]
             outs = rebind(eqn, ins, self.told.mesh)
             return [self.result((at, r), x) for r, x in enumerate(outs)]
+
+    def _call(self, eqn: JaxprEqn, ins: list[Any], at: Address) -> list[Any]:
+        """An inlined call, with the shardings that a nested jit states."""
+        pinned_in, pinned_out = pins(eqn)
+        args = list(ins)
+        for k, sharding in pinned_in.items():
+            args[k] = self._pin(eqn, args[k], (*at, 0, ~k), sharding)
+        outs = self.evaluate(eqn.params[CALLS[eqn.primitive.name]], args, (*at, 0))
+        for k, sharding in pinned_out.items():
+            outs[k] = self._pin(eqn, outs[k], (*at, ~k), sharding)
+        return outs
+
+    def _pin(self, eqn: JaxprEqn, x: Any, port: Address, sharding: NamedSharding) -> Any:
+        x = onto(self.told.mesh, eqn, self.operand((port, 0), x), sharding)
+        return self.result((port, 0), x)
 
     def result(self, key: Key, x: Any) -> Any:
         """The value, constrained if it is told so."""

@@ -10,9 +10,11 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 
 from xshard._jax import JaxprEqn, has_mesh, opened, source_line, sub_jaxprs
 from xshard.errors import PinError
+from xshard.ir.flatten import pins
 
 REMAT = frozenset({"remat2", "remat", "checkpoint"})
 
+_DEVICE_MEMORY = (None, "device")
 _OF_EXPLICIT_AXES = frozenset({"sharding", "out_sharding"})
 
 
@@ -20,7 +22,7 @@ def rebind(eqn: JaxprEqn, ins: Sequence[Any], mesh: Mesh) -> Sequence[Any]:
     """The equation's results for these operands."""
     special = _SHARDING_PRIMITIVES.get(eqn.primitive.name)
     if special is not None:
-        return special(eqn, ins[0], mesh)
+        return special(eqn, ins, mesh)
     params = eqn.primitive.get_bind_params(without_shardings(eqn.params))
     outs = eqn.primitive.bind(*ins, **params)
     return outs if eqn.primitive.multiple_results else [outs]
@@ -36,25 +38,33 @@ def has_user_shardings(jaxpr: Any) -> bool:
     """Whether any equation below constrains shardings or was traced with a mesh in the context."""
     return any(
         eqn.primitive.name in _SHARDING_PRIMITIVES
+        or any(pins(eqn))
         or has_mesh(eqn)
         or any(map(has_user_shardings, sub_jaxprs(eqn)))
         for eqn in opened(jaxpr).eqns
     )
 
 
-def _constraint(eqn: JaxprEqn, x: Any, mesh: Mesh) -> list[Any]:
-    return [_onto(mesh, eqn, x, eqn.params["sharding"])]
+def _constraint(eqn: JaxprEqn, ins: Sequence[Any], mesh: Mesh) -> list[Any]:
+    return [onto(mesh, eqn, ins[0], eqn.params["sharding"])]
 
 
-def _reshard(eqn: JaxprEqn, x: Any, mesh: Mesh) -> list[Any]:
-    return [_onto(mesh, eqn, x, eqn.params["dst_sharding"])]
+def _reshard(eqn: JaxprEqn, ins: Sequence[Any], mesh: Mesh) -> list[Any]:
+    return [onto(mesh, eqn, ins[0], eqn.params["dst_sharding"])]
 
 
-def _mesh_cast(_eqn: JaxprEqn, x: Any, _mesh: Mesh) -> list[Any]:
-    return [x]
+def _mesh_cast(_eqn: JaxprEqn, ins: Sequence[Any], _mesh: Mesh) -> list[Any]:
+    return list(ins)
 
 
-def _onto(mesh: Mesh, eqn: JaxprEqn, x: Any, sharding: Any) -> Any:
+def _device_put(eqn: JaxprEqn, ins: Sequence[Any], mesh: Mesh) -> list[Any]:
+    targets = eqn.params["devices"]
+    if all(isinstance(t, NamedSharding) and t.memory_kind in _DEVICE_MEMORY for t in targets):
+        return [onto(mesh, eqn, x, t) for x, t in zip(ins, targets, strict=True)]
+    return eqn.primitive.bind(*ins, **eqn.params)
+
+
+def onto(mesh: Mesh, eqn: JaxprEqn, x: Any, sharding: Any) -> Any:
     """The user's constraint on our mesh."""
     if not isinstance(sharding, NamedSharding):
         return x  # of devices rather than of a mesh: the plan's placement stands
@@ -73,8 +83,9 @@ def _axes(sharding: NamedSharding) -> list[str]:
     return [axis for part in parts for axis in part if isinstance(axis, str)]
 
 
-_SHARDING_PRIMITIVES: dict[str, Callable[[JaxprEqn, Any, Mesh], list[Any]]] = {
+_SHARDING_PRIMITIVES: dict[str, Callable[[JaxprEqn, Sequence[Any], Mesh], list[Any]]] = {
     "sharding_constraint": _constraint,
     "reshard": _reshard,
     "mesh_cast": _mesh_cast,
+    "device_put": _device_put,
 }
