@@ -7,7 +7,7 @@ import pytest
 
 from xshard.cost.cluster import Cluster
 from xshard.cost.collectives import CollectiveModel
-from xshard.cost.reshard import Resharder
+from xshard.cost.reshard import Resharder, one_stop
 from xshard.spec import MeshShape
 
 MB = 1 << 20
@@ -34,7 +34,7 @@ def test_table_is_the_sum_of_steps(sizes, nbytes):
     table = reshard.table(specs, nbytes)
     for (i, src), (j, dst) in itertools.product(enumerate(specs), repeat=2):
         steps = reshard.steps(src, dst, nbytes)
-        total = sum(reshard.model.time_ns(s.kind, s.nbytes, s.axes) for s in steps)
+        total = sum(reshard.model.time_ns(s.kind, s.nbytes, s.axes, s.devices) for s in steps)
         assert table[i, j] == total == reshard.time_ns(src, dst, nbytes)
     assert table.dtype == np.int64
 
@@ -61,8 +61,43 @@ def test_slicing_what_every_device_holds_is_free(sizes):
         (((0, 1), ()), ((0,), (1,)), [("all-to-all", (1,), 1 / 8)]),
         (((0, 1), ()), ((0,), ()), [("all-gather", (1,), 1 / 2)]),
         (((1,), ()), ((1,), (0,)), []),
+        # other axes on the same number of tiles: a permute
+        (((0,), (1,)), ((1,), (0,)), [("all-to-all", (1,), 1 / 8), ("permute", (0, 1), 1 / 8)]),
+        # no common number of tiles: everything is gathered
+        (((1,), ()), ((), (0,)), [("all-gather", (1,), 1.0)]),
     ],
 )
 def test_steps(src, dst, expected):
     steps = resharder((2, 4)).steps(src, dst, MB)
     assert [(s.kind, s.axes, s.nbytes / MB) for s in steps] == expected
+
+
+@MESHES
+def test_an_all_gather_is_never_beaten_by_more_than_gathering_all(sizes):
+    """A route moves at most what gathering everything moves, and one permute and one all-to-all."""
+    reshard, specs = resharder(sizes), tuple(all_specs(3, len(sizes)))
+    for src, dst in itertools.product(specs, repeat=2):
+        steps = reshard.steps(src, dst, 1.0)
+        assert sum(s.nbytes for s in steps if s.kind == "all-gather") <= 2
+        assert all(0 < s.nbytes <= 1 and s.devices > 1 for s in steps)
+
+
+@MESHES
+def test_stopping_once_obeys_the_triangle(sizes):
+    reshard, specs = resharder(sizes), tuple(all_specs(2, len(sizes)))
+    times = reshard.table(specs, 96 * MB)
+    best, via = one_stop(times)
+    for i, j in itertools.product(range(len(specs)), repeat=2):
+        assert best[i, j] <= (times[i] + times[:, j]).min()
+        stop = via[i, j]
+        assert best[i, j] == (times[i, j] if stop < 0 else times[i, stop] + times[stop, j])
+
+
+def test_stopping_beats_gathering_everything():
+    """[1 4-way tiles, whole] to [whole, 2 tiles]: slice first, then an all-to-all of a part."""
+    specs = tuple(all_specs(2, 2))
+    times = resharder((2, 4)).table(specs, 96 * MB)
+    src, dst = specs.index(((1,), ())), specs.index(((), (0,)))
+    best, via = one_stop(times)
+    assert best[src, dst] < times[src, dst]
+    assert via[src, dst] >= 0

@@ -81,15 +81,18 @@ class CollectiveModel:
             )
         self.cluster = cluster
         self.mesh = mesh
-        self._pieces: dict[tuple[str, tuple[int, ...]], Pieces] = {}
+        self._pieces: dict[tuple[str, tuple[int, ...], int], Pieces] = {}
 
-    def time_ns(self, kind: str, nbytes: float, axes: tuple[int, ...]) -> int:
-        """Nanoseconds of one collective over `axes`; zero for a group of one device."""
-        return int(np.rint(self.pieces(kind, axes).at(np.float64(nbytes))))  # type: ignore[arg-type]
+    def time_ns(self, kind: str, nbytes: float, axes: tuple[int, ...], devices: int = 0) -> int:
+        """Nanoseconds of one collective over `axes`; zero for a group of one device.
 
-    def pieces(self, kind: str, axes: tuple[int, ...]) -> Pieces:
+        `devices`: the size of a group where it is less than the axes make.
+        """
+        return int(np.rint(self.pieces(kind, axes, devices).at(np.asarray(nbytes, np.float64))))
+
+    def pieces(self, kind: str, axes: tuple[int, ...], devices: int = 0) -> Pieces:
         """The time over bytes of that kind over `axes`, as lines."""
-        key = kind, tuple(sorted(axes))
+        key = kind, tuple(sorted(axes)), devices or self.mesh.size_of(axes)
         if key not in self._pieces:
             self._pieces[key] = self._fit(*key)
         return self._pieces[key]
@@ -110,15 +113,15 @@ class CollectiveModel:
             int(sharing),
         )
 
-    def _fit(self, kind: str, axes: tuple[int, ...]) -> Pieces:
-        """The lines of one kind over `axes`."""
+    def _fit(self, kind: str, axes: tuple[int, ...], devices: int) -> Pieces:
+        """The lines of one kind over `axes`, in groups of `devices`."""
         if kind not in KINDS:
             raise ValueError(f"no collective {kind!r}; kinds are {', '.join(KINDS)}")
-        device, group = self.cluster.device, self.group(axes)
+        device, group = self.cluster.device, _cut(self.group(axes), devices)
         if group.size == 1:
             return Pieces(())
         if kind == "reduce-scatter" and not device.fused_reduce_scatter:
-            return self.pieces("all-reduce", axes)
+            return self.pieces("all-reduce", axes, devices)
         if device.collectives == "shared-memory" and group.hosts == 1:
             return self._shared_memory(kind, group)
         return Pieces(tuple((a * 1e9, c * 1e9) for a, c in self._algorithms(kind, group)))
@@ -174,6 +177,15 @@ class CollectiveModel:
         share = inter.bandwidth_bytes_per_s / (group.sharing * m)
         far = _ring(group.hosts, inter.latency_s, 1 / share, passes)
         return near[0] + far[0], near[1] + far[1] / m
+
+
+def _cut(group: Group, devices: int) -> Group:
+    """The group when only `devices` neighbours of it work together."""
+    if devices == group.size:
+        return group
+    near = min(group.per_host, devices)
+    parts = group.per_host // near if devices > near else 1
+    return Group(devices, -(-devices // near), near, group.sharing * parts)
 
 
 def _ring(p: int, latency: float, seconds_per_byte: float, passes: int) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """The collectives that turn one `Spec` of an array into another, and their time.
 
-`route` gives them for a pair of specs as fractions of the global bytes, independent of the array;
-`Resharder` prices them for a mesh on a cluster, one array or all pairs of a list of specs at once.
+`route` gives them for a pair of specs as fractions of the global bytes, independent of the array:
+what XLA's partitioner does (`partitioner.py`). `Resharder` prices them for a mesh on a cluster, one
+array or all pairs of a list of specs at once. `one_stop` finds the pairs for which two constraints
+in sequence beat one.
 """
 
 from __future__ import annotations
@@ -13,35 +15,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xshard.cost.collectives import CollectiveModel, Pieces
+from xshard.cost.partitioner import Move, moves
+from xshard.cost.tiling import of_spec
 from xshard.spec import MeshShape, Spec, num_shards
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One collective: its kind, mesh axes and bytes (conventions of `CollectiveModel`)."""
+    """One collective.
+
+    Attributes:
+      kind: as in `CollectiveModel`.
+      axes: the mesh axes that differ within its groups.
+      nbytes: its bytes, by the conventions of `CollectiveModel`.
+      devices: how many devices a group has; fewer than the axes make where one axis is cut.
+    """
 
     kind: str
     axes: tuple[int, ...]
     nbytes: float
+    devices: int
 
 
 @lru_cache(maxsize=1 << 18)
 def route(src: Spec, dst: Spec, mesh: MeshShape) -> tuple[Step, ...]:
     """The steps from `src` to `dst` for an array of one byte: bytes are fractions of the whole."""
-    place = {axis: dim for dim, axes in enumerate(src) for axis in axes}
-    goal = {axis: dim for dim, axes in enumerate(dst) for axis in axes}
-    added = tuple(a for a in goal if a not in place)
-    part = 1.0 / (num_shards(src, mesh) * mesh.size_of(added))
-    moved: dict[tuple[int, int], tuple[int, ...]] = {}
-    for axis in sorted(set(place) & set(goal)):
-        if place[axis] != goal[axis]:
-            key = place[axis], goal[axis]
-            moved[key] = (*moved.get(key, ()), axis)
-    steps = [Step("all-to-all", axes, part) for axes in moved.values()]
-    lost = tuple(sorted(a for a in place if a not in goal))
-    if lost:
-        steps.append(Step("all-gather", lost, part * mesh.size_of(lost)))
-    return tuple(s for s in steps if mesh.size_of(s.axes) > 1)
+    if all(d[: len(s)] == s for s, d in zip(src, dst, strict=True)):
+        return ()
+    if all(s[: len(d)] == d for s, d in zip(src, dst, strict=True)):
+        return _gathers(src, dst, mesh)
+    found = moves(of_spec(src, mesh), of_spec(dst, mesh))
+    return tuple(_step(move, mesh) for move in found)
+
+
+def _gathers(src: Spec, dst: Spec, mesh: MeshShape) -> tuple[Step, ...]:
+    """All-gathers of the axes that each dimension loses innermost, the last dimension first."""
+    steps, fraction = [], 1 / num_shards(src, mesh)
+    for s, d in reversed(list(zip(src, dst, strict=True))):
+        size = mesh.size_of(s[len(d) :])
+        if size > 1:
+            fraction *= size
+            axes = tuple(a for a in s[len(d) :] if mesh.sizes[a] > 1)
+            steps.append(Step("all-gather", axes, fraction, size))
+    return tuple(steps)
+
+
+def _step(move: Move, mesh: MeshShape) -> Step:
+    """A move of devices as a step over mesh axes."""
+    places = np.stack(np.unravel_index(move.groups, mesh.sizes))
+    differ = (places != places[..., :1]).any(axis=(1, 2))
+    axes = tuple(int(a) for a in np.flatnonzero(differ))
+    devices = mesh.size_of(axes) if move.kind == "permute" else move.groups.shape[1]
+    return Step(move.kind, axes, move.fraction, devices)
 
 
 class Resharder:
@@ -57,12 +82,12 @@ class Resharder:
     def steps(self, src: Spec, dst: Spec, nbytes: float) -> tuple[Step, ...]:
         """The collectives from `src` to `dst`; none where a slice does it."""
         path = route(src, dst, self.model.mesh)
-        return tuple(Step(s.kind, s.axes, s.nbytes * nbytes) for s in path)
+        return tuple(Step(s.kind, s.axes, s.nbytes * nbytes, s.devices) for s in path)
 
     def time_ns(self, src: Spec, dst: Spec, nbytes: float) -> int:
         """Nanoseconds of all the steps, one after the other."""
         steps = self.steps(src, dst, nbytes)
-        return sum(self.model.time_ns(s.kind, s.nbytes, s.axes) for s in steps)
+        return sum(self.model.time_ns(s.kind, s.nbytes, s.axes, s.devices) for s in steps)
 
     def table(self, specs: tuple[Spec, ...], nbytes: float) -> NDArray[np.int64]:
         """`time_ns` from every spec (row) to every spec (column)."""
@@ -79,16 +104,36 @@ class Resharder:
         return self._layouts[specs]
 
     def _gather(self, specs: tuple[Spec, ...]) -> list[_Slot]:
-        found: dict[tuple[int, str, tuple[int, ...]], list[tuple[int, int, float]]] = {}
+        found: dict[tuple[int, str, tuple[int, ...], int], list[tuple[int, int, float]]] = {}
         for row, src in enumerate(specs):
             for column, dst in enumerate(specs):
                 for place, step in enumerate(route(src, dst, self.model.mesh)):
                     entry = row, column, step.nbytes
-                    found.setdefault((place, step.kind, step.axes), []).append(entry)
+                    key = place, step.kind, step.axes, step.devices
+                    found.setdefault(key, []).append(entry)
         return [
-            _slot(entries, self.model.pieces(kind, axes))
-            for (_, kind, axes), entries in found.items()
+            _slot(entries, self.model.pieces(kind, axes, devices))
+            for (_, kind, axes, devices), entries in found.items()
         ]
+
+
+def one_stop(times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The least time between specs when one intermediate spec may be asked for on the way.
+
+    The partitioner does not look for the shortest route; constraints in sequence make it take one.
+
+    Args:
+      times: a `Resharder.table`, shape (specs, specs).
+
+    Returns:
+      the least times, and for each pair the index of the spec to stop at; -1 where direct is best.
+    """
+    best, via = times.copy(), np.full(times.shape, -1, np.int64)
+    for stop in range(len(times)):
+        there = times[:, stop, None] + times[None, stop, :]
+        shorter = there < best
+        best[shorter], via[shorter] = there[shorter], stop
+    return best, via
 
 
 @dataclass(frozen=True, slots=True)
