@@ -99,17 +99,3 @@ def _alias(
         if b != argument and first[b] >= 0 and b not in aliased.values():
             first[b], last[b] = -1, -2
         last[argument] = end
-
-
-def live_counts(
-    live: Liveness, nodes: NDArray[np.int64], num_nodes: int
-) -> NDArray[np.int32]:
-    """How many buffers of each node are live at each time; shape (num_nodes, num_times).
-
-    `nodes[v]` is the node that decides value v's spec, or -1.
-    """
-    counts = np.zeros((num_nodes, live.num_times + 1), dtype=np.int32)
-    here = np.flatnonzero((live.first >= 0) & (nodes >= 0))
-    np.add.at(counts, (nodes[here], live.first[here]), 1)
-    np.add.at(counts, (nodes[here], live.last[here] + 1), -1)
-    return np.cumsum(counts, axis=1, dtype=np.int32)[:, :-1]

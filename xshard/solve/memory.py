@@ -1,101 +1,108 @@
-"""Rows of live memory for a draft: which nodes and resharded copies are live at which moment.
+"""Live memory of a draft: which nodes and resharded copies are live at which moment.
 
-Every op is a moment. Moments at which nothing new is made are not peaks, and a moment whose counts
-are all at most those of another is implied by it, so few rows remain: about one for each op of a
-layer, however many layers there are.
+Every op is a moment. `Timeline` keeps intervals, not a table of moments: the peak of a plan is one
+cumulative sum over them, and the row of one moment is read off where it is needed. The problem
+starts with few rows (the first and the last member of each class of ops); `violated` names more
+when an answer needs them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xshard.cost.fusion import Storage
-from xshard.cost.liveness import Liveness, live_counts
-from xshard.solve.build import Draft, Use
+from xshard.cost.liveness import Liveness
+from xshard.solve.build import Draft
 from xshard.solve.problem import Row
-from xshard.spec import num_shards
+from xshard.spec import Spec, num_shards
 
-Counts = NDArray[np.int32]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """How many members of each node and edge are live at each time.
+    """Intervals `first <= t <= last` in which one member of a node or edge is live.
 
     Attributes:
-      nodes: shape (nodes of the problem, times).
-      edges: shape (edges with usage, times).
-      edge_ids: the edges that the rows of `edges` stand for.
+      owner: the node (0 <= owner), or the edge (as `~edge`), whose usage it is.
+      value: the value that it holds.
+      names: of the moments, for messages.
     """
 
-    nodes: Counts
-    edges: Counts
-    edge_ids: tuple[int, ...]
+    owner: Ints
+    first: Ints
+    last: Ints
+    value: Ints
+    num_times: int
+
+    def curve(self, d: Draft, choices: tuple[int, ...]) -> Ints:
+        """Bytes live at each moment under these choices."""
+        sizes = self.sizes(d, choices)
+        change = np.zeros(self.num_times + 1, dtype=np.int64)
+        np.add.at(change, self.first, sizes)
+        np.add.at(change, self.last + 1, -sizes)
+        return np.cumsum(change)[:-1]
+
+    def sizes(self, d: Draft, choices: tuple[int, ...]) -> Ints:
+        """Bytes of each interval under these choices."""
+        nodes = np.array([n.usage[c] for n, c in zip(d.nodes, choices, strict=True)])
+        edges = np.zeros(len(d.edges), dtype=np.int64)
+        for e in np.unique(~self.owner[self.owner < 0]).tolist():
+            edge = d.edges[e]
+            assert edge.usage is not None
+            edges[e] = edge.usage[choices[edge.a], choices[edge.b]]
+        of_node = self.owner >= 0
+        out = np.empty(len(self.owner), dtype=np.int64)
+        out[of_node] = nodes[self.owner[of_node]]
+        out[~of_node] = edges[~self.owner[~of_node]]
+        return out
+
+    def row(self, t: int, name: str = "") -> Row:
+        """What is live at moment `t`."""
+        owners = self.owner[(self.first <= t) & (t <= self.last)]
+        nodes, node_counts = np.unique(owners[owners >= 0], return_counts=True)
+        edges, edge_counts = np.unique(~owners[owners < 0], return_counts=True)
+        return Row(nodes, node_counts, edges, edge_counts, name=name or str(t))
 
 
 def add_memory(d: Draft, storage: Storage, live: Liveness, smallest_bytes: int) -> Timeline:
-    """Gives edges the usage of the copies that they make, and counts everything that is live.
+    """Gives edges the usage of the copies that they make, and lists all that lives when.
 
-    Copies of arrays below `smallest_bytes` are left out of the edges (they are noise).
+    Copies of arrays below `smallest_bytes` are left out (they are noise).
     """
     nodes = _node_of_value(d, storage, live)
-    edge_ids = _add_copy_usage(d, smallest_bytes)
-    edges = np.zeros((len(edge_ids), live.num_times + 1), dtype=np.int32)
-    spans = _copy_spans(d, edge_ids)
-    for row, spans_of_edge in enumerate(spans):
-        for first, last in spans_of_edge:
-            edges[row, first] += 1
-            edges[row, last + 1] -= 1
-    counts = live_counts(live, nodes, len(d.nodes))
-    return Timeline(counts, np.cumsum(edges, axis=1, dtype=np.int32)[:, :-1], edge_ids)
+    here = np.flatnonzero((live.first >= 0) & (nodes >= 0))
+    kept = [(int(nodes[v]), int(live.first[v]), int(live.last[v]), int(v)) for v in here]
+    kept += _copies(d, _add_copy_usage(d, smallest_bytes))
+    owner, first, last, value = np.array(kept, dtype=np.int64).reshape(-1, 4).T
+    return Timeline(owner, first, last, value, live.num_times)
 
 
-def rows_of(d: Draft, timeline: Timeline) -> tuple[Row, ...]:
-    """The moments that are not implied by others."""
-    both = np.concatenate([timeline.nodes, timeline.edges])
-    grew = (np.diff(both, axis=1, prepend=0) > 0).any(axis=0)
-    times = np.flatnonzero(grew)
-    op_class = np.append(d.classes.op_class, -1)
-    kept: list[int] = []
-    for c in np.unique(op_class[times]).tolist():
-        here = times[op_class[times] == c]
-        kept += here[_undominated(both[:, here])].tolist()
-    kept_times = np.array(sorted(kept), dtype=np.int64)
-    kept_times = kept_times[_undominated(both[:, kept_times])]
-    return tuple(_row(d, timeline, int(t)) for t in np.sort(kept_times))
+def first_rows(d: Draft, timeline: Timeline) -> tuple[Row, ...]:
+    """The moments at which the first and the last member of each class of ops make something."""
+    grows = np.zeros(timeline.num_times, dtype=bool)
+    grows[timeline.first] = True
+    times = {m[i] for m in d.classes.members for i in (0, -1) if grows[m[i]]}
+    return tuple(timeline.row(t) for t in sorted({0, *times}))
 
 
-def _undominated(columns: Counts) -> NDArray[np.int64]:
-    """Indices of columns that are not below another column in every entry."""
-    used = columns[(columns != 0).any(axis=1)]
-    order = np.argsort(-used.sum(axis=0), kind="stable")
-    kept: list[int] = []
-    front = np.zeros((len(used), 0), dtype=columns.dtype)
-    for i in order.tolist():
-        column = used[:, i : i + 1]
-        if not (column <= front).all(axis=0).any():
-            kept.append(i)
-            front = np.concatenate([front, column], axis=1)
-    return np.array(sorted(kept), dtype=np.int64)
+def violated(
+    d: Draft, timeline: Timeline, choices: tuple[int, ...], limit: int, most: int = 8
+) -> tuple[Row, ...]:
+    """Rows of the moments that exceed `limit` most, at most one for each class of ops."""
+    curve = timeline.curve(d, choices)
+    found: dict[int, int] = {}
+    for t in np.argsort(-curve, kind="stable")[: 64 * most].tolist():
+        if curve[t] > limit and len(found) < most:
+            found.setdefault(int(d.classes.op_class[min(t, len(d.graph.ops) - 1)]), t)
+    return tuple(timeline.row(t) for t in found.values())
 
 
-def _row(d: Draft, timeline: Timeline, t: int) -> Row:
-    nodes = np.flatnonzero(timeline.nodes[:, t])
-    edges = np.flatnonzero(timeline.edges[:, t])
-    op = d.graph.ops[t] if t < len(d.graph.ops) else None
-    return Row(
-        nodes.astype(np.int64),
-        timeline.nodes[nodes, t].astype(np.int64),
-        np.array([timeline.edge_ids[e] for e in edges], dtype=np.int64),
-        timeline.edges[edges, t].astype(np.int64),
-        name=f"{t} {op.prim} {op.scope}" if op else "end",
-    )
-
-
-def _node_of_value(d: Draft, storage: Storage, live: Liveness) -> NDArray[np.int64]:
+def _node_of_value(d: Draft, storage: Storage, live: Liveness) -> Ints:
     """The node whose usage a value's buffer is; an op with several results is counted once."""
     nodes = np.full(len(d.graph.values), -1, dtype=np.int64)
     for v in d.graph.values:
@@ -112,56 +119,49 @@ def _node_of_value(d: Draft, storage: Storage, live: Liveness) -> NDArray[np.int
     return nodes
 
 
-def _add_copy_usage(d: Draft, smallest_bytes: int) -> tuple[int, ...]:
-    """Sets `Edge.usage` where resharding makes a copy worth counting."""
-    ids: list[int] = []
+def _add_copy_usage(d: Draft, smallest_bytes: int) -> Iterable[int]:
+    """Sets `Edge.usage` where resharding makes a copy worth counting; returns these edges."""
     for e in sorted([*d.use_edges, *d.copy_edges]):
-        edge = d.edges[e]
         vc = d.copy_edges[e][0] if e in d.copy_edges else d.use_edges[e].value
         value = d.value(vc)
         if value.nbytes < smallest_bytes:
             continue
+        edge = d.edges[e]
         made = np.array([num_shards(s, d.mesh) for s in _target_specs(d, e, vc)])
-        bytes_made = -(-value.nbytes // made)
-        usage = np.where(edge.costs > 0, bytes_made[None, :], 0).astype(np.int64)
-        d.edges[e] = replace(edge, usage=usage)
-        ids.append(e)
-    return tuple(ids)
+        usage = np.where(edge.costs > 0, (-(-value.nbytes // made))[None, :], 0)
+        d.edges[e] = replace(edge, usage=usage.astype(np.int64))
+        yield e
 
 
-def _target_specs(d: Draft, e: int, vc: int) -> list[tuple[tuple[int, ...], ...]]:
+def _target_specs(d: Draft, e: int, vc: int) -> list[Spec]:
     if e in d.copy_edges:
-        node, index = d.copies[d.copy_edges[e]]
+        _, index = d.copies[d.copy_edges[e]]
         specs = d.specs(d.value(vc).shape)
         return [specs[i] for i in index.tolist()]
     use = d.use_edges[e]
     return [s.operands[use.k] for s in d.strategies[use.op]]
 
 
-def _copy_spans(d: Draft, edge_ids: tuple[int, ...]) -> list[list[tuple[int, int]]]:
-    """For each edge, the (first, last) op of each copy that it stands for."""
+def _copies(d: Draft, edge_ids: Iterable[int]) -> list[tuple[int, int, int, int]]:
+    """(~edge, first op, last op, value) of each copy: as long as its readers need it."""
     by_use: dict[tuple[int, int, int], int] = {}
     by_copy: dict[tuple[int, str], int] = {}
-    for row, e in enumerate(edge_ids):
+    for e in edge_ids:
         if e in d.copy_edges:
-            by_copy[d.copy_edges[e]] = row
+            by_copy[d.copy_edges[e]] = e
         else:
-            use: Use = d.use_edges[e]
-            by_use[use.value, use.op, use.k] = row
-    spans: list[list[tuple[int, int]]] = [[] for _ in edge_ids]
-    open_copies: dict[tuple[int, int], tuple[int, int]] = {}
+            use = d.use_edges[e]
+            by_use[use.value, use.op, use.k] = e
+    spans: dict[tuple[int, int, int], tuple[int, int]] = {}
     value_class, op_class = d.classes.value_class.tolist(), d.classes.op_class.tolist()
     for op in d.graph.ops:
         for k, v in enumerate(op.inputs):
             if v is None:
                 continue
-            row = by_copy.get((value_class[v], op.phase))
-            if row is not None:
-                first, _ = open_copies.get((row, v), (op.id, op.id))
-                open_copies[row, v] = first, op.id
-            row = by_use.get((value_class[v], op_class[op.id], k))
-            if row is not None:
-                spans[row].append((op.id, op.id))
-    for (row, _), span in open_copies.items():
-        spans[row].append(span)
-    return spans
+            copy = by_copy.get((value_class[v], op.phase))
+            if copy is not None:
+                spans[copy, v, -1] = spans.get((copy, v, -1), (op.id, 0))[0], op.id
+            direct = by_use.get((value_class[v], op_class[op.id], k))
+            if direct is not None:
+                spans[direct, v, op.id] = op.id, op.id
+    return [(~e, first, last, v) for (e, v, _), (first, last) in spans.items()]

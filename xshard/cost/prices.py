@@ -1,0 +1,161 @@
+"""`ClusterPrices`: what ops, reshardings and reductions of one graph cost on one cluster's mesh."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xshard.cost.cluster import Cluster
+from xshard.cost.collectives import CollectiveModel
+from xshard.cost.compute import Dims, op_time_ns
+from xshard.cost.fusion import ALIASES, EXPENSIVE, Storage
+from xshard.cost.reshard import Resharder, Step
+from xshard.ir.graph import Graph, Op, Value
+from xshard.rules.rule import Rule
+from xshard.spec import MeshShape, Spec, divides, num_shards
+from xshard.strategies import Strategy, specs_of
+
+Ints = NDArray[np.int64]
+
+_FLOPS_PER_ELEMENT = 2.0
+_FLOPS_PER_COSTLY_ELEMENT = 12.0
+_FLOPS_PER_RANDOM_WORD = 100.0
+"""Arithmetic of one element: plain ops, transcendental ones, and a threefry block (20 rounds of an
+add, a rotation and a xor on two words: Salmon et al., SC 2011)."""
+
+
+class ClusterPrices:
+    """Prices of one graph on a mesh laid over a cluster; implements `xshard.solve.build.Prices`."""
+
+    def __init__(self, graph: Graph, storage: Storage, cluster: Cluster, mesh: MeshShape) -> None:
+        self.graph = graph
+        self.storage = storage
+        self.cluster = cluster
+        self.mesh = mesh
+        self.collectives = CollectiveModel(cluster, mesh)
+        self.resharder = Resharder(self.collectives)
+        self._tables: dict[tuple[tuple[int, ...], float], Ints] = {}
+        self._specs = cache(lambda shape: specs_of(shape, mesh))
+
+    def op_ns(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> int:
+        """Nanoseconds of one run of an op under a strategy, collectives apart."""
+        if rule.kind in ("port", "pin") or op.prim in ALIASES:
+            return 0
+        ins = [None if v is None else graph.values[v] for v in op.inputs]
+        outs = [graph.values[v] for v in op.outputs]
+        read = sum(
+            self._local(v, spec)
+            for v, spec in zip(ins, strategy.operands, strict=True)
+            if v is not None and self.storage.is_stored(v.id)
+        )
+        written = sum(
+            self._local(v, spec)
+            for v, spec in zip(outs, strategy.results, strict=True)
+            if self.storage.stored[v.id]
+        )
+        dims = _matmul_dims(rule, strategy, self.mesh) if rule.kind == "heavy" else None
+        return op_time_ns(
+            self.cluster.device,
+            "matmul" if dims else rule.kind,
+            flops=(rule.flops or _flops(op, outs)) / strategy.splits(self.mesh),
+            bytes_read=read,
+            bytes_written=written,
+            dtype=_dtype(ins, outs),
+            dims=dims,
+            launches=int(any(self.storage.stored[v.id] for v in outs)),
+        )
+
+    def reshard_ns(self, shape: tuple[int, ...], itemsize: float) -> Ints:
+        """From every to every of `specs_of(shape)`."""
+        key = shape, itemsize
+        if key not in self._tables:
+            nbytes = math.prod(shape) * itemsize
+            self._tables[key] = self.resharder.table(self._specs(shape), nbytes)
+        return self._tables[key]
+
+    def reduce_ns(
+        self, shape: tuple[int, ...], itemsize: float, raw: Spec, partial: tuple[int, ...]
+    ) -> Ints:
+        """From sums that are partial over `partial` to each of `specs_of(shape)`."""
+        specs = self._specs(shape)
+        if not partial:
+            return self.reshard_ns(shape, itemsize)[specs.index(raw)]
+        table = self.reshard_ns(shape, itemsize)
+        position = {spec: i for i, spec in enumerate(specs)}
+        times = np.empty(len(specs), dtype=np.int64)
+        for j, final in enumerate(specs):
+            steps, middle = reduction(raw, partial, final, shape, itemsize, self.mesh)
+            cost = sum(self.collectives.time_ns(s.kind, s.nbytes, s.axes) for s in steps)
+            times[j] = cost + table[position[middle], j]
+        return times
+
+    def _local(self, value: Value, spec: Spec) -> float:
+        return value.nbytes / num_shards(spec, self.mesh)
+
+
+def reduction(
+    raw: Spec,
+    partial: tuple[int, ...],
+    final: Spec,
+    shape: tuple[int, ...],
+    itemsize: float,
+    mesh: MeshShape,
+) -> tuple[tuple[Step, ...], Spec]:
+    """The collectives that finish partial sums on the way to `final`, and the spec they end in.
+
+    Axes that `final` splits anyway are summed by a reduce-scatter into their dimension, the others
+    by an all-reduce of what is left; where that would not divide, all are summed by an all-reduce.
+    """
+    goal = {axis: dim for dim, axes in enumerate(final) for axis in axes}
+    scattered = tuple(a for a in partial if a in goal)
+    whole = tuple(a for a in partial if a not in goal)
+    middle = tuple(
+        tuple(sorted((*axes, *(a for a in scattered if goal[a] == dim))))
+        for dim, axes in enumerate(raw)
+    )
+    if not divides(middle, shape, mesh):
+        scattered, whole, middle = (), partial, raw
+    local = math.prod(shape) * itemsize / num_shards(raw, mesh)
+    steps: list[Step] = []
+    if scattered:
+        steps.append(Step("reduce-scatter", scattered, local, mesh.size_of(scattered)))
+        local /= mesh.size_of(scattered)
+    if whole:
+        steps.append(Step("all-reduce", whole, local, mesh.size_of(whole)))
+    return tuple(steps), middle
+
+
+def _matmul_dims(rule: Rule, strategy: Strategy, mesh: MeshShape) -> Dims | None:
+    """Local (batch, m, n, k) of a contraction of two operands, from its factors."""
+    left, right = (_factors(g) for g in rule.operands[:2]) if len(rule.operands) > 1 else ((), ())
+    if not left or not right:
+        return None
+    out = _factors(rule.results[0])
+    dims = [1, 1, 1, 1]
+    for factor, size in rule.sizes.items():
+        if factor in left and factor in right:
+            place = 0 if factor in out else 3
+        else:
+            place = 1 if factor in left else 2
+        axes = tuple(a for a, f in enumerate(strategy.factors) if f == factor)
+        dims[place] *= max(1, size // mesh.size_of(axes))
+    return dims[0], dims[1], dims[2], dims[3]
+
+
+def _factors(dims: tuple[tuple[str, ...], ...] | None) -> set[str]:
+    return {f for dim in dims or () for f in dim}
+
+
+def _flops(op: Op, outs: list[Value]) -> float:
+    elements = sum(v.size for v in outs)
+    if op.prim in ("random_bits", "threefry2x32", "rng_bit_generator"):
+        return elements * _FLOPS_PER_RANDOM_WORD
+    costly = op.prim in EXPENSIVE
+    return elements * (_FLOPS_PER_COSTLY_ELEMENT if costly else _FLOPS_PER_ELEMENT)
+
+
+def _dtype(ins: list[Value | None], outs: list[Value]) -> str:
+    return next((v.dtype for v in ins if v is not None), outs[0].dtype if outs else "float32")
