@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import math
 import os
@@ -40,6 +41,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # × and → where the encoding has them, else ?
+            stream.reconfigure(errors="replace")
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
@@ -138,7 +142,7 @@ def _named(place: str) -> Callable[..., Any]:
             raise XshardError(f"module {module} has no {name!r}; check the name behind the colon")
         found = getattr(found, part)
     if not callable(found):
-        raise XshardError(f"{place} is a {type(found).__name__}, not a function")
+        raise XshardError(f"{place} is of type {type(found).__name__}, not a function")
     return found
 
 

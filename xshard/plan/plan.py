@@ -160,3 +160,13 @@ class Plan:
         from xshard.plan.store import load
 
         return load(path)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes the report as a page that needs no other file.
+
+        Raises:
+          PlanError: the file cannot be written.
+        """
+        from xshard.plan import store, table
+
+        store.write(path, table.to_page(repr(self), self._repr_html_()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -55,15 +56,25 @@ def save(plan: Plan, path: str | os.PathLike[str]) -> None:
     Raises:
       PlanError: the file cannot be written.
     """
+    write(path, to_json(plan))
+
+
+def write(path: str | os.PathLike[str], text: str) -> None:
+    """Puts a file with this text in place of what is there, at once or not at all.
+
+    Raises:
+      PlanError: the file cannot be written.
+    """
     target = Path(os.path.realpath(path))
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
-        _write(part, to_json(plan))
+        _write_out(part, text)
         os.replace(part, target)
     except OSError as error:
-        _refuse_os(f"cannot write the plan to {os.fspath(path)}", error)
+        _refuse_os(f"cannot write {os.fspath(path)}", error)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> Plan:
@@ -82,7 +93,7 @@ def load(path: str | os.PathLike[str]) -> Plan:
     return from_json(text, name)
 
 
-def _write(path: Path, text: str) -> None:
+def _write_out(path: Path, text: str) -> None:
     with path.open("x", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()

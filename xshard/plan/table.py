@@ -18,6 +18,8 @@ from rich.text import Text
 WIDTH = 110
 """Columns of a plain text report."""
 
+_STYLE = "body{font:14px sans-serif;margin:2em} td,th{padding:2px 12px 2px 0}"
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -52,6 +54,12 @@ def to_html(parts: Sequence[Part]) -> str:
     """The report as an HTML fragment; all text is escaped."""
     inner = "".join(f"<pre>{escape(p)}</pre>" if isinstance(p, str) else _html(p) for p in parts)
     return f'<div class="xshard">{inner}</div>'
+
+
+def to_page(title: str, fragment: str) -> str:
+    """A whole HTML page around a fragment that `to_html` made."""
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{fragment}</body></html>\n'
 
 
 def _rich(table: Table) -> RenderableType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from xshard.spec import MeshShape, Spec
@@ -36,7 +35,7 @@ def optimality(objective_ns: int, bound_ns: int) -> str:
         return "proven optimal under this cost model"
     if bound_ns <= 0:
         return "no bound is known: the best plan may be faster"
-    share = math.ceil((objective_ns / bound_ns - 1) * 1000) / 10
+    share = -((bound_ns - objective_ns) * 1000 // bound_ns) / 10
     return f"within {share:.1f}% of the best under this cost model"
 
 
