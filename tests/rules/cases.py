@@ -19,11 +19,14 @@ def depthwise(x: jax.Array, w: jax.Array) -> jax.Array:
     )
 
 
-def per_example_gradient(w: jax.Array, images: jax.Array) -> jax.Array:
+def per_example_gradient(
+    w: jax.Array, images: jax.Array, layout: tuple[str, str, str] = ("NCHW", "OIHW", "NCHW")
+) -> jax.Array:
     """The gradient of a weight for each image by itself, as a convolution with groups."""
 
     def loss(w: jax.Array, x: jax.Array) -> jax.Array:
-        return (lax.conv(x[None], w, (1, 1), "SAME") ** 2).sum()
+        y = lax.conv_general_dilated(x[None], w, (1, 1), "SAME", dimension_numbers=layout)
+        return (y**2).sum()
 
     return jax.vmap(jax.grad(loss), (None, 0))(w, images)
 
@@ -62,6 +65,7 @@ CASES = [
     Case("conv_general_dilated", per_example_gradient, "f32[4,2,3,3] f32[4,2,8,8]", "g n sa! sb!, 1 (g o) ta! tb! -> (g o) n ua! ub!"),
     Case("conv_general_dilated", per_example_gradient, "f32[4,1,3,3] f32[4,1,8,8]", "g 1 sa! sb!, 1 (g o) ta! tb! -> (g o) 1 ua! ub!"),
     Case("conv_general_dilated", per_example_gradient, "f32[4,2,3,3] f32[8,2,8,8]", "g n sa! sb!, 1 (g o) ta! tb! -> (g o) n ua! ub!"),
+    Case("conv_general_dilated", partial(per_example_gradient, layout=("NHWC", "HWIO", "NHWC")), "f32[3,3,2,4] f32[4,8,8,2]", "g! sa! sb! n, 1 ta! tb! (g! o) -> ua! ub! n (g! o)"),
     # views
     Case("reshape", lambda x: x.reshape(8, 6), "f32[2,4,6]", "a b c -> (a b) c"),
     Case("reshape", lambda x: x.reshape(2, 4, 6), "f32[8,6]", "(a b) c -> a b c"),
