@@ -177,12 +177,24 @@ def _without_mesh(ctx: Any) -> Any:
 
 
 def scopes_and_transforms(name_stack: Any) -> tuple[list[str], list[str]]:
-    """The user's scopes and JAX's transformations in a name stack, outermost first."""
+    """The user's scopes and JAX's transformations in a name stack, outermost first.
+
+    A transformed checkpoint repeats its scopes, `transpose(jvp(a))/jvp(a)`: once is enough.
+    """
     scopes: list[str] = []
     transforms: list[str] = []
+    group: list[str] = []  # the scopes since the last transformation
     for part in name_stack.stack:
-        (scopes if isinstance(part, source_info_util.Scope) else transforms).append(part.name)
-    return scopes, transforms
+        if isinstance(part, source_info_util.Scope):
+            group.append(part.name)
+        else:
+            transforms.append(part.name)
+            scopes, group = _joined(scopes, group), []
+    return _joined(scopes, group), transforms
+
+
+def _joined(scopes: list[str], group: list[str]) -> list[str]:
+    return group if group[: len(scopes)] == scopes else scopes + group
 
 
 @functools.cache
