@@ -131,8 +131,7 @@ def _named(place: str) -> Callable[..., Any]:
     module, colon, name = place.partition(":")
     if not (module and colon and name):
         raise XshardError(f"{place!r} names no function; write MODULE:FUNCTION, as train:step")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    sys.path[:0] = [] if {"", os.getcwd()} & set(sys.path) else [os.getcwd()]
     try:
         found: Any = importlib.import_module(module)
     except (Exception, SystemExit) as error:

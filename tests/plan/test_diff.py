@@ -58,6 +58,22 @@ def test_equal_ops_are_told_apart_by_their_order():
     assert change.name.endswith(" #2") and change.after == "b→data"
 
 
+def test_ops_of_layers_that_change_alike_are_one_entry():
+    layers = [dataclasses.replace(PLAN.ops[0], scope=f"h_{k}/up") for k in range(48)]
+    moved = [dataclasses.replace(op, factors=("b", None)) for op in layers]
+    (change,) = example(ops=tuple(layers)).diff(example(ops=tuple(moved))).ops
+    assert change == Change(
+        "dot_general fwd h_*/up (b i, i o -> b o)", "b→data, o→model", "b→data", members=48
+    )
+
+
+def test_a_long_list_is_cut_in_print_only():
+    ops = tuple(dataclasses.replace(PLAN.ops[0], prim="f" * k) for k in range(1, 61))
+    diff = example(ops=ops).diff(PLAN)
+    assert len(diff.ops) == 63
+    assert str(diff).endswith("and 23 other changes")
+
+
 def test_settings_and_figures():
     other = example(
         mesh=MeshShape(("data", "model"), (4, 2)), memory_limit=None, objective_ns=5_000_000,

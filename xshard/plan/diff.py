@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xshard.plan import names
 from xshard.plan.plan import Plan, PlannedArray
@@ -18,6 +18,9 @@ from xshard.plan.units import (
     spec_text,
     strategy_text,
 )
+
+_SHOWN = 40
+"""Changes of one sort that are printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class PlanDiff:
       settings: mesh, cluster, memory limit, function.
       arguments, results: arrays whose spec, shape or existence changed; layers that changed alike
         are one entry.
-      ops: ops that are split in another way.
+      ops: ops that are split in another way; layers likewise.
       collectives: by kind and axes.
       figures: predicted times and memory, those that changed.
       time_delta_ns, peak_delta_bytes: the other plan's minus the first one's.
@@ -70,9 +73,9 @@ def diff(before: Plan, after: Plan) -> PlanDiff:
     """What changes from `before` to `after`."""
     return PlanDiff(
         settings=_changes(_settings(before), _settings(after)),
-        arguments=_arrays(before.arguments, after.arguments, before, after),
-        results=_arrays(before.results, after.results, before, after),
-        ops=_changes(_ops(before), _ops(after)),
+        arguments=_folded(_arrays(before, before.arguments), _arrays(after, after.arguments)),
+        results=_folded(_arrays(before, before.results), _arrays(after, after.results)),
+        ops=_folded(_ops(before), _ops(after)),
         collectives=_changes(_collectives(before), _collectives(after)),
         figures=_figures(before, after),
         time_delta_ns=after.objective_ns - before.objective_ns,
@@ -98,8 +101,9 @@ def _parts(diff: PlanDiff) -> tuple[tuple[str, tuple[Change, ...]], ...]:
 
 
 def _table(title: str, changes: Sequence[Change]) -> Table:
-    rows = tuple((_label(c), c.before or "-", c.after or "-") for c in changes)
-    return Table(title, ("what", "before", "after"), rows)
+    rows = tuple((_label(c), c.before or "-", c.after or "-") for c in changes[:_SHOWN])
+    foot = f"and {len(changes) - _SHOWN} other changes" if len(changes) > _SHOWN else ""
+    return Table(title, ("what", "before", "after"), rows, foot)
 
 
 def _label(c: Change) -> str:
@@ -119,22 +123,21 @@ def _settings(plan: Plan) -> dict[str, str]:
         "mesh": mesh_text(plan.mesh),
         "cluster": plan.cluster,
         "memory limit": limit,
-        "fingerprint": plan.fingerprint,
+        "fingerprint": plan.fingerprint[:16],
     }
 
 
-def _arrays(
-    old: Iterable[PlannedArray], new: Iterable[PlannedArray], before: Plan, after: Plan
-) -> tuple[Change, ...]:
-    both = _changes(_array_texts(old, before), _array_texts(new, after))
-    groups = names.collapse([(c.name, (c.before, c.after)) for c in both])
+def _folded(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[Change, ...]:
+    """Entries that differ; those that differ alike and whose names differ in numbers are one."""
+    changes = _changes(before, after)
+    groups = names.collapse([(c.name, (c.before, c.after)) for c in changes])
     return tuple(
-        Change(g.label, both[g.members[0]].before, both[g.members[0]].after, len(g.members))
-        for g in groups
+        replace(changes[group.members[0]], name=group.label, members=len(group.members))
+        for group in groups
     )
 
 
-def _array_texts(arrays: Iterable[PlannedArray], plan: Plan) -> dict[str, str]:
+def _arrays(plan: Plan, arrays: Iterable[PlannedArray]) -> dict[str, str]:
     return {
         a.path: f"{array_text(a.shape, a.dtype)} {spec_text(a.spec, plan.mesh.names)}"
         + (" pinned" if a.pinned else "")
