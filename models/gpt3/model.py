@@ -34,7 +34,7 @@ class GPT3(nnx.Module):
         self.config = config
         self.embed = embed(config.vocab, config.hidden)
         self.position = embed(config.seq_len, config.hidden)
-        stack = nnx.vmap(lambda rngs: Block(config, rngs=rngs))(rngs.fork(split=config.num_layers))
+        stack = nnx.vmap(lambda rngs: Block(config, rngs=rngs))(rngs.split(config.num_layers))
         if config.layers == "scanned":
             self.layers = stack
         else:
