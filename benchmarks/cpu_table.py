@@ -29,6 +29,11 @@ def table(rows: dict[str, Any]) -> dict[str, Any]:
         "memory_bandwidth_bytes_per_s": {"value": round(best), "source": source},
         "memory_efficiency": 1.0,
         "kind_efficiency": efficiency | {"source": source},
+        "dtype_efficiency": {
+            dtype: round(stream(memory, "elementwise", dtype) / cores / best, 3)
+            for dtype in ("bfloat16", "float16")
+        }
+        | {"source": source},
         "launch_overhead_s": {"value": rows["overhead_s"], "source": source},
         "matmul": matmul_curve(rows["matmul"]) | {"source": source},
         "collectives": "shared-memory",
@@ -43,8 +48,25 @@ def table(rows: dict[str, Any]) -> dict[str, Any]:
 
 
 def stream(rows: list[Row], kind: str, dtype: str) -> float:
-    """Total bytes per second of the largest arrays of that kind."""
-    return max(rows_of(rows, kind=kind, dtype=dtype), key=lambda r: r["side"])["bytes_per_s"]
+    """Total bytes per second of that kind: geometric mean over sizes within and beyond the caches.
+
+    One figure for both, since a step's arrays on virtual devices are of both kinds.
+    """
+    rates = [math.log(r["bytes_per_s"]) for r in rows_of(rows, kind=kind, dtype=dtype)]
+    return math.exp(sum(rates) / len(rates))
+
+
+def faster(rows: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Of each row that both measurements hold, the one that took less: noise only adds."""
+
+    def key(row: Row) -> str:
+        return str({k: v for k, v in row.items() if k not in ("s", "flops_per_s", "bytes_per_s")})
+
+    merged = dict(rows)
+    for part in ("collectives", "matmul", "memory"):
+        before = {key(r): r for r in earlier[part]}
+        merged[part] = [min(r, before.get(key(r), r), key=lambda r: r["s"]) for r in rows[part]]
+    return merged
 
 
 def rows_of(rows: list[Row], **wanted: Any) -> list[Row]:

@@ -53,14 +53,15 @@ def op_time_ns(
     """
     seconds = max(
         flops / _rate(device, kind, dtype, dims),
-        (bytes_read + bytes_written) / bandwidth(device, kind),
+        (bytes_read + bytes_written) / bandwidth(device, kind, dtype),
     )
     return round((seconds + launches * device.launch_overhead_s) * 1e9)
 
 
-def bandwidth(device: Device, kind: str) -> float:
-    """Bytes per second that a memory-bound op of that kind reaches."""
+def bandwidth(device: Device, kind: str, dtype: str) -> float:
+    """Bytes per second that a memory-bound op of that kind and dtype reaches."""
     efficiency = device.kind_efficiency.get(kind, device.memory_efficiency)
+    efficiency *= device.dtype_efficiency.get(dtype, 1.0)
     return device.memory_bandwidth_bytes_per_s * efficiency
 
 

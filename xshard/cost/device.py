@@ -57,6 +57,7 @@ class Device:
       collectives: "ring" (links between devices) or "shared-memory" (virtual CPU devices).
       fused_reduce_scatter: False where a reduce-scatter runs as all-reduce and slice (CPU).
       kind_efficiency: memory efficiency of op kinds that reach less, by kind ("gather", ...).
+      dtype_efficiency: the same by dtype, where the device emulates it.
       collective_costs: for "shared-memory": fitted parameters by kind, see `collectives.py`.
       generic: no table for this kind of device; the figures are guesses.
     """
@@ -71,6 +72,7 @@ class Device:
     collectives: str = "ring"
     fused_reduce_scatter: bool = True
     kind_efficiency: Mapping[str, float] = field(default_factory=dict, hash=False)
+    dtype_efficiency: Mapping[str, float] = field(default_factory=dict, hash=False)
     collective_costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
     generic: bool = False
 

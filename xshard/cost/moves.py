@@ -114,12 +114,13 @@ def _groups_apart(
 def _common_part(before: Tiling, after: Tiling) -> NDArray[np.int64]:
     """For each device the coarser of its two tiles in every dimension."""
     a, b = before.owners, after.owners
-    columns = [
-        a[:, d] * after.tiles[d] // before.tiles[d] if before.tiles[d] > after.tiles[d] else
-        b[:, d] * before.tiles[d] // after.tiles[d] if after.tiles[d] > before.tiles[d] else a[:, d]
-        for d in range(len(before.tiles))
-    ]  # fmt: skip
-    return np.stack(columns, axis=1) if columns else np.zeros((len(a), 0), np.int64)
+    common = a.copy()
+    for dim, (n, m) in enumerate(zip(before.tiles, after.tiles, strict=True)):
+        if n > m:
+            common[:, dim] = a[:, dim] * m // n
+        elif m > n:
+            common[:, dim] = b[:, dim] * n // m
+    return common
 
 
 def _holder_rank(src: Tiling) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xshard.cost.collectives import CollectiveModel, Pieces
 from xshard.cost.partitioner import Move, moves
-from xshard.cost.tiling import of_spec
+from xshard.cost.tiling import coordinates, of_spec
 from xshard.spec import MeshShape, Spec, num_shards
 
 
@@ -40,6 +40,23 @@ class Step:
 @lru_cache(maxsize=1 << 18)
 def route(src: Spec, dst: Spec, mesh: MeshShape) -> tuple[Step, ...]:
     """The steps from `src` to `dst` for an array of one byte: bytes are fractions of the whole."""
+    return _route(*_short(src, dst), mesh)
+
+
+def _short(src: Spec, dst: Spec) -> tuple[Spec, Spec]:
+    """The specs without leading dimensions that neither cuts, and one of each such run elsewhere.
+
+    Where such dimensions stand matters to the partitioner, how many there are does not.
+    """
+    kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), ())]
+    for pair in zip(src, dst, strict=True):
+        if pair != ((), ()) or kept[-1] != pair:
+            kept.append(pair)
+    return tuple(s for s, _ in kept[1:]), tuple(d for _, d in kept[1:])
+
+
+@lru_cache(maxsize=1 << 16)
+def _route(src: Spec, dst: Spec, mesh: MeshShape) -> tuple[Step, ...]:
     if all(d[: len(s)] == s for s, d in zip(src, dst, strict=True)):
         return ()
     if all(s[: len(d)] == d for s, d in zip(src, dst, strict=True)):
@@ -62,7 +79,7 @@ def _gathers(src: Spec, dst: Spec, mesh: MeshShape) -> tuple[Step, ...]:
 
 def _step(move: Move, mesh: MeshShape) -> Step:
     """A move of devices as a step over mesh axes."""
-    places = np.stack(np.unravel_index(move.groups, mesh.sizes))
+    places = coordinates(mesh)[:, move.groups]
     differ = (places != places[..., :1]).any(axis=(1, 2))
     axes = tuple(int(a) for a in np.flatnonzero(differ))
     devices = mesh.size_of(axes) if move.kind == "permute" else move.groups.shape[1]

@@ -26,7 +26,7 @@ class Tiling:
 
     devices: NDArray[np.int64]
 
-    @property
+    @cached_property
     def tiles(self) -> tuple[int, ...]:
         """How many parts each dimension is cut into."""
         return self.devices.shape[:-1]
@@ -92,6 +92,12 @@ def of_spec(spec: Spec, mesh: MeshShape) -> Tiling:
     unused = [axis for axis in range(len(mesh.sizes)) if axis not in used]
     tiles = (mesh.size_of(axes) for axes in spec)
     return tiling(ids.transpose(used + unused).reshape(*tiles, -1))
+
+
+@lru_cache(maxsize=64)
+def coordinates(mesh: MeshShape) -> NDArray[np.int64]:
+    """Each device's place on the mesh; shape (axes, devices)."""
+    return np.stack(np.unravel_index(np.arange(mesh.num_devices), mesh.sizes))
 
 
 def within(fine: Tiling, coarse: Tiling) -> bool:
