@@ -14,7 +14,7 @@ Edges carry the time of resharding from where a value is made to how it is read.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ from xshard.errors import PinError
 from xshard.ir.fold import Classes
 from xshard.ir.graph import Graph, Op, Value
 from xshard.rules.rule import Rule
+from xshard.solve.followers import followers
 from xshard.solve.problem import Edge, Node
 from xshard.spec import MeshShape, Spec, num_shards
 from xshard.strategies import Strategy, specs_of, strategies_of
@@ -62,7 +63,16 @@ class Use:
 
 @dataclass(slots=True)
 class Draft:
-    """The problem in the making, and what its nodes mean."""
+    """The problem in the making, and what its nodes mean.
+
+    Attributes:
+      chained: for each op class, whether it shares its node with a chain of elementwise ops; such
+        a node's usage is in elements, not bytes.
+      strategies, op_node: for each op class, its strategies and the node whose choice picks one.
+      stored: value class -> (node, for each of its choices the index of a spec): where it is kept.
+      copies: (value class, phase) -> the same for the resharded copy that its readers share.
+      copy_edges, use_edges: what an edge reshards.
+    """
 
     graph: Graph
     classes: Classes
@@ -70,6 +80,7 @@ class Draft:
     rules: tuple[Rule, ...]
     storage: Storage
     prices: Prices
+    chained: tuple[bool, ...] = ()
     nodes: list[Node] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
     strategies: list[tuple[Strategy, ...]] = field(default_factory=list)
@@ -138,10 +149,13 @@ def draft(
       pins: value id -> what the user fixed of its spec.
       ties: result value -> the input value whose place it takes in the next step.
     """
-    d = Draft(graph, classes, mesh, rules, storage, prices)
+    leaders = followers(graph, classes, rules)
+    sizes = np.bincount(leaders)
+    chained = [bool(sizes[leader] > 1) for leader in leaders]
+    d = Draft(graph, classes, mesh, rules, storage, prices, tuple(chained))
     _add_inputs(d, pins)
-    for c in range(len(classes.members)):
-        _add_op(d, c, pins)
+    for c, leader in enumerate(leaders):
+        _add_op(d, c, leader, pins)
     _add_uses(d)
     _add_ties(d, ties)
     return d
@@ -169,25 +183,50 @@ def _add_inputs(d: Draft, pins: Mapping[int, Pin]) -> None:
         d.stored[vc] = node, np.array(keep, dtype=np.int64)
 
 
-def _add_op(d: Draft, c: int, pins: Mapping[int, Pin]) -> None:
+def _add_op(d: Draft, c: int, leader: int, pins: Mapping[int, Pin]) -> None:
+    """A node of its own, or a share in the node of the chain that the op follows."""
     op, rule = d.op(c), d.rules[c]
-    outs = [d.graph.values[v] for v in op.outputs]
     strategies = _op_strategies(d, op, rule, [pins.get(v) for v in op.outputs])
+    if d.chained[c]:
+        specs = d.specs(d.graph.values[op.outputs[0]].shape)
+        by_result = {s.results[0]: s for s in strategies}
+        strategies = tuple(by_result[spec] for spec in specs)
     count = len(d.classes.members[c]) * op.repeat
-    costs = [count * d.prices.op_ns(d.graph, op, rule, s) for s in strategies]
-    usage = np.zeros(len(strategies), dtype=np.int64)
-    node = d.add_node(f"{op.prim} {op.scope}", costs, usage)
+    costs = np.array([count * d.prices.op_ns(d.graph, op, rule, s) for s in strategies])
+    if leader == c:
+        node = d.add_node(f"{op.prim} {op.scope}", costs)
+    else:
+        node = d.op_node[leader]
+        d.nodes[node] = replace(d.nodes[node], costs=d.nodes[node].costs + costs)
     d.strategies.append(strategies)
     d.op_node.append(node)
-    for k, out in enumerate(outs):
-        vc = int(d.classes.value_class[op.outputs[k]])
-        if rule.reduced and any(s.partial for s in strategies):
-            _add_result(d, c, node, vc, out, strategies, k, count)
-            continue
-        index = [d.spec_index(out.shape, s.results[k]) for s in strategies]
-        if d.is_stored(vc):
-            usage += local_bytes(out, tuple(s.results[k] for s in strategies), d.mesh)
-        d.stored[vc] = node, np.array(index, dtype=np.int64)
+    for k in range(len(op.outputs)):
+        _add_result(d, c, k, count)
+
+
+def _add_result(d: Draft, c: int, k: int, count: int) -> None:
+    """Where result `k` of a class is kept: with the op, or in a node that finishes its sums."""
+    op, node, strategies = d.op(c), d.op_node[c], d.strategies[c]
+    out = d.graph.values[op.outputs[k]]
+    vc = int(d.classes.value_class[out.id])
+    if any(s.partial for s in strategies):
+        _add_sum(d, node, vc, out, strategies, k, count)
+        return
+    specs = tuple(s.results[k] for s in strategies)
+    if d.chained[c]:
+        _set_usage(d, node, _local_elements(out, specs, d.mesh))
+    elif d.is_stored(vc):
+        _set_usage(d, node, d.nodes[node].usage + local_bytes(out, specs, d.mesh))
+    d.stored[vc] = node, np.array([d.spec_index(out.shape, s) for s in specs], dtype=np.int64)
+
+
+def _set_usage(d: Draft, node: int, usage: Ints) -> None:
+    d.nodes[node] = replace(d.nodes[node], usage=usage)
+
+
+def _local_elements(value: Value, specs: tuple[Spec, ...], mesh: MeshShape) -> Ints:
+    """Elements of one shard: the usage of a chain's node, whose values differ in item size."""
+    return np.array([-(-value.size // num_shards(s, mesh)) for s in specs], dtype=np.int64)
 
 
 def _op_strategies(
@@ -209,8 +248,8 @@ def _op_strategies(
     return kept
 
 
-def _add_result(
-    d: Draft, c: int, op_node: int, vc: int, out: Value,
+def _add_sum(
+    d: Draft, op_node: int, vc: int, out: Value,
     strategies: tuple[Strategy, ...], k: int, count: int,
 ) -> None:  # fmt: skip
     specs = d.specs(out.shape)
@@ -232,7 +271,8 @@ def _add_uses(d: Draft) -> None:
     groups: dict[tuple[int, str], list[Use]] = {}
     for use in _collect_uses(d):
         d.uses.append(use)
-        if len(d.specs(d.value(use.value).shape)) > 1:
+        together = d.stored[use.value][0] == d.op_node[use.op] and d.chained[use.op]
+        if not together and len(d.specs(d.value(use.value).shape)) > 1:
             groups.setdefault((use.value, d.op(use.op).phase), []).append(use)
     for (vc, phase), uses in groups.items():
         node, index = d.stored[vc]
@@ -250,7 +290,7 @@ def _add_use(d: Draft, use: Use, node: int, index: Ints) -> None:
     reader = d.op_node[use.op]
     if node == reader:
         own = d.nodes[node]
-        d.nodes[node] = Node(own.name, own.costs + np.diagonal(costs), own.usage)
+        d.nodes[node] = replace(own, costs=own.costs + np.diagonal(costs))
     elif costs.any():
         d.use_edges[d.add_edge(node, reader, costs)] = use
 

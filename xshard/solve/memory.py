@@ -8,6 +8,7 @@ when an answer needs them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -29,13 +30,15 @@ class Timeline:
 
     Attributes:
       owner: the node (0 <= owner), or the edge (as `~edge`), whose usage it is.
+      weight: how often the owner's usage it takes: the item size, in bytes, of a value whose
+        node counts elements; 1 elsewhere.
       value: the value that it holds.
-      names: of the moments, for messages.
     """
 
     owner: Ints
     first: Ints
     last: Ints
+    weight: Ints
     value: Ints
     num_times: int
 
@@ -59,13 +62,13 @@ class Timeline:
         out = np.empty(len(self.owner), dtype=np.int64)
         out[of_node] = nodes[self.owner[of_node]]
         out[~of_node] = edges[~self.owner[~of_node]]
-        return out
+        return out * self.weight
 
     def row(self, t: int, name: str = "") -> Row:
         """What is live at moment `t`."""
-        owners = self.owner[(self.first <= t) & (t <= self.last)]
-        nodes, node_counts = np.unique(owners[owners >= 0], return_counts=True)
-        edges, edge_counts = np.unique(~owners[owners < 0], return_counts=True)
+        here = (self.first <= t) & (t <= self.last)
+        nodes, node_counts = _totals(self.owner, self.weight, here & (self.owner >= 0))
+        edges, edge_counts = _totals(~self.owner, self.weight, here & (self.owner < 0))
         return Row(nodes, node_counts, edges, edge_counts, name=name or str(t))
 
 
@@ -76,10 +79,25 @@ def add_memory(d: Draft, storage: Storage, live: Liveness, smallest_bytes: int) 
     """
     nodes = _node_of_value(d, storage, live)
     here = np.flatnonzero((live.first >= 0) & (nodes >= 0))
-    kept = [(int(nodes[v]), int(live.first[v]), int(live.last[v]), int(v)) for v in here]
+    kept = [
+        (int(nodes[v]), int(live.first[v]), int(live.last[v]), _weight(d, v), v)
+        for v in here.tolist()
+    ]
     kept += _copies(d, _add_copy_usage(d, smallest_bytes))
-    owner, first, last, value = np.array(kept, dtype=np.int64).reshape(-1, 4).T
-    return Timeline(owner, first, last, value, live.num_times)
+    columns = np.array(kept, dtype=np.int64).reshape(-1, 5).T
+    return Timeline(*columns, num_times=live.num_times)
+
+
+def _weight(d: Draft, v: int) -> int:
+    value = d.graph.values[v]
+    chained = value.producer >= 0 and d.chained[int(d.classes.op_class[value.producer])]
+    return math.ceil(value.itemsize) if chained else 1
+
+
+def _totals(owners: Ints, weights: Ints, here: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """Each owner among those here, with its weights added up."""
+    found, index = np.unique(owners[here], return_inverse=True)
+    return found, np.bincount(index, weights[here], len(found)).astype(np.int64)
 
 
 def first_rows(d: Draft, timeline: Timeline) -> tuple[Row, ...]:
@@ -142,7 +160,7 @@ def _target_specs(d: Draft, e: int, vc: int) -> list[Spec]:
     return [s.operands[use.k] for s in d.strategies[use.op]]
 
 
-def _copies(d: Draft, edge_ids: Iterable[int]) -> list[tuple[int, int, int, int]]:
+def _copies(d: Draft, edge_ids: Iterable[int]) -> list[tuple[int, int, int, int, int]]:
     """(~edge, first op, last op, value) of each copy: as long as its readers need it."""
     by_use: dict[tuple[int, int, int], int] = {}
     by_copy: dict[tuple[int, str], int] = {}
@@ -164,4 +182,4 @@ def _copies(d: Draft, edge_ids: Iterable[int]) -> list[tuple[int, int, int, int]
             direct = by_use.get((value_class[v], op_class[op.id], k))
             if direct is not None:
                 spans[direct, v, op.id] = op.id, op.id
-    return [(~e, first, last, v) for (e, v, _), (first, last) in spans.items()]
+    return [(~e, first, last, 1, v) for (e, v, _), (first, last) in spans.items()]
