@@ -13,7 +13,7 @@ def table(rows: dict[str, Any]) -> dict[str, Any]:
     """The device table, every rate per core."""
     source = (
         f"measured by benchmarks/measure_cpu.py: {rows['devices']} virtual devices on "
-        f"{rows['cores']} cores of {rows['machine']}, jax {rows['jax']}"
+        f"{rows['cores']} cores of {rows['machine']}, jax {rows['jax']}, least of {rows['runs']} run(s)"
     )
     cores, memory = rows["cores"], rows["memory"]
     best = stream(memory, "elementwise", "float32") / cores
@@ -25,7 +25,8 @@ def table(rows: dict[str, Any]) -> dict[str, Any]:
         "device_kinds": ["cpu"],
         "per_core": True,
         "memory_bytes": {"value": rows["memory_bytes"], "source": f"whole machine; {source}"},
-        "peak_flops": matmul_peaks(rows["matmul"], cores) | {"source": source},
+        "peak_flops": matmul_peaks(rows["matmul"], cores)
+        | {"source": f"{source}; float64 as half of float32 (assumed)"},
         "memory_bandwidth_bytes_per_s": {"value": round(best), "source": source},
         "memory_efficiency": 1.0,
         "kind_efficiency": efficiency | {"source": source},
@@ -41,7 +42,7 @@ def table(rows: dict[str, Any]) -> dict[str, Any]:
         "collective_costs": {k: collective(rows, k) for k in sorted(kinds_of(rows))}
         | {"source": source},
         "intra_host": {"name": "shared memory", "bandwidth_bytes_per_s": round(best),
-                       "latency_s": 2e-5, "source": source},
+                       "latency_s": 2e-5, "source": f"{source}; latency assumed, a collective's own is used"},
         "inter_host": {"name": "gloo over TCP", "bandwidth_bytes_per_s": 1.0e9,
                        "latency_s": 1e-4, "source": "assumed: 10 Gb/s Ethernet"},
     }  # fmt: skip

@@ -32,9 +32,7 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "permute")
 SHORT, LONG, SAMPLES = 2, 10, 5
 
 
-def looped(
-    body: Callable[..., Any], mesh: Any, spec: Any, turns: int, feed: bool
-) -> Any:
+def looped(body: Callable[..., Any], mesh: Any, spec: Any, turns: int, feed: bool) -> Any:
     """A jitted SPMD program that runs `body` on the local shards `turns` times in sequence.
 
     `feed`: each turn's result is the next one's operand, for ops that XLA would fold away.
@@ -215,6 +213,7 @@ def main() -> None:
         print(f"{name}: {len(rows[name])} rows in {time.perf_counter() - begin:.0f} s",
               file=sys.stderr)  # fmt: skip
     rows["overhead_s"] = op_overhead(mesh)
+    rows["runs"] = 1 + len(options.merge or ())
     for earlier in options.merge or ():
         rows = faster(rows, json.loads(earlier.read_text("utf-8")))
     if options.raw:
