@@ -13,7 +13,8 @@ def table(rows: dict[str, Any]) -> dict[str, Any]:
     """The device table, every rate per core."""
     source = (
         f"measured by benchmarks/measure_cpu.py: {rows['devices']} virtual devices on "
-        f"{rows['cores']} cores of {rows['machine']}, jax {rows['jax']}, least of {rows['runs']} run(s)"
+        f"{rows['cores']} cores of {rows['machine']}, jax {rows['jax']}, "
+        f"least of {rows['runs']} run(s)"
     )
     cores, memory = rows["cores"], rows["memory"]
     best = stream(memory, "elementwise", "float32") / cores
@@ -42,7 +43,8 @@ def table(rows: dict[str, Any]) -> dict[str, Any]:
         "collective_costs": {k: collective(rows, k) for k in sorted(kinds_of(rows))}
         | {"source": source},
         "intra_host": {"name": "shared memory", "bandwidth_bytes_per_s": round(best),
-                       "latency_s": 2e-5, "source": f"{source}; latency assumed, a collective's own is used"},
+                       "latency_s": 2e-5,
+                       "source": f"{source}; latency assumed, a collective's own is used"},
         "inter_host": {"name": "gloo over TCP", "bandwidth_bytes_per_s": 1.0e9,
                        "latency_s": 1e-4, "source": "assumed: 10 Gb/s Ethernet"},
     }  # fmt: skip
