@@ -63,7 +63,7 @@ def without_dead_code(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     """Drops equations whose results nobody reads and that have no effect; keeps every input."""
     inner = opened(jaxpr)
     pruned, _ = pe.dce_jaxpr(inner, [True] * len(inner.outvars), instantiate=True)
-    return pruned if pruned.constvars and consts_of(pruned) else closed(pruned, jaxpr.consts)
+    return closed(pruned, jaxpr.consts)
 
 
 def retraced(fun: Callable[..., Sequence[Any]], like: Any, *, lift: bool = False) -> Any:
@@ -149,11 +149,6 @@ def has_mesh(eqn: JaxprEqn) -> bool:
     return not eqn.ctx.cur_abstract_mesh.empty
 
 
-_meshless: dict[
-    int, tuple[Any, Any]
-] = {}  # by id; the context is kept so that its id stays its own
-
-
 def equation_context(eqn: JaxprEqn, name: str = "") -> tuple[Any, Any]:
     """Two context managers: the equation's line and name stack; its settings but for the mesh.
 
@@ -167,13 +162,12 @@ def equation_context(eqn: JaxprEqn, name: str = "") -> tuple[Any, Any]:
     return where, _without_mesh(eqn.ctx).manager
 
 
+@functools.lru_cache(maxsize=256)  # contexts are interned
 def _without_mesh(ctx: Any) -> Any:
     if ctx.cur_abstract_mesh.empty:
         return ctx
-    if id(ctx) not in _meshless:
-        with ctx.manager, free_of_mesh():
-            _meshless[id(ctx)] = (ctx, core.JaxprEqnContext())
-    return _meshless[id(ctx)][1]
+    with ctx.manager, free_of_mesh():
+        return core.JaxprEqnContext()
 
 
 def scopes_and_transforms(name_stack: Any) -> tuple[list[str], list[str]]:

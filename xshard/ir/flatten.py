@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -235,7 +236,7 @@ def _extend(outer: Meta, name_stack: Any) -> Meta:
 @functools.cache
 def _dtype(dtype: Any) -> tuple[str, float]:
     """(name, bytes of one element)."""
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         key = jax.ShapeDtypeStruct((), dtype)
         data = jax.eval_shape(jax.random.key_data, key)
         return dtype.name, float(data.size * data.dtype.itemsize)

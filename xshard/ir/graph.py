@@ -14,6 +14,7 @@ They move no data; their rules say which dimensions correspond.
   "carry_out"    body_out -> final      same shape
   "branch_in"    operand -> branch variable
   "branch_out"   (branch outs...) -> result
+  "predicate"    a while's or cond's scalar -> nothing: it decides what runs
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import Any
 
 Address = tuple[int, ...]
 """Equation indices from the outermost jaxpr inwards: `(7, 0, 3)` is the fourth equation of the
-first sub-jaxpr of the eighth equation."""
+first sub-jaxpr of the eighth equation. A port ends in `~k`: `(7, 0, ~2)` is the third input of that
+sub-jaxpr, `(7, ~2)` the third result of the eighth equation."""
 
 
 @dataclass(frozen=True, slots=True)

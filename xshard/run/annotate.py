@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xshard._jax import (
@@ -182,4 +183,4 @@ def _may_be_constrained(x: Any) -> bool:
     aval = jax.typeof(x)
     if not is_array_aval(aval) or aval.ndim == 0 or aval.dtype == jax.dtypes.float0:
         return False
-    return not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
+    return not jnp.issubdtype(aval.dtype, jax.dtypes.extended)

@@ -71,8 +71,7 @@ def _feed(frame: Frame, ins: list[Any], at: Address, carries: range) -> list[Any
 def _loop_body(frame: Frame, body: Any, at: Address, sub: int, carries: range) -> Any:
     def run(*args: Any) -> list[Any]:
         inner = frame.body()
-        args = _entered(inner, args, (*at, sub))
-        outs = inner.evaluate(body, args, (*at, sub))
+        outs = inner.evaluate(body, _entered(inner, args, (*at, sub)), (*at, sub))
         for r, k in enumerate(carries):
             port = (*at, sub, ~k)
             outs[r] = inner.result((port, 0), inner.operand((port, 1), outs[r], outs))
