@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from models.gpt3.data import Corpus
 
-AXIS_NAMES = ("data", "model", "depth")
+AXIS_NAMES = ("data", "model", "seq")
 
 
 def set_up_devices(args: Arguments) -> None:
@@ -31,7 +31,7 @@ def set_up_devices(args: Arguments) -> None:
 
 
 def make_mesh(sizes: tuple[int, ...] | None) -> "Mesh":
-    """A mesh of the given sizes with axes "data", "model" and "depth", or of all devices in a row.
+    """A mesh of the given sizes with axes "data", "model" and "seq", or of all devices in a row.
 
     Raises:
         InputError: there are too few devices, or a process would have none in the mesh.
