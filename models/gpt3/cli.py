@@ -73,7 +73,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         "--devices", type=_positive, metavar="N", help="virtual devices of each process, on CPU"
     )
     group.add_argument(
-        "--mesh", type=_mesh, metavar="2x4", help="sizes of the mesh axes (default: all devices)"
+        "--mesh", type=_mesh, metavar="2x4", help="sizes of the mesh axes (default: xshard chooses)"
     )
     group.add_argument("--memory-limit", metavar="SIZE", help='a device\'s, in bytes or as "30GB"')
     group.add_argument("--time-limit", type=float, metavar="S", help="seconds for the solver")

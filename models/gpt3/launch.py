@@ -30,8 +30,10 @@ def set_up_devices(args: Arguments) -> None:
         raise InputError(f"Cannot join the other processes: {error}") from error
 
 
-def make_mesh(sizes: tuple[int, ...] | None) -> "Mesh":
-    """A mesh of the given sizes with axes "data", "model" and "seq", or of all devices in a row.
+def make_mesh(sizes: tuple[int, ...] | None) -> "Mesh | int":
+    """A mesh of the given sizes with axes "data", "model" and "seq".
+
+    Without sizes the number of devices, which leaves the mesh's shape to xshard.
 
     Raises:
         InputError: there are too few devices, or a process would have none in the mesh.
@@ -40,7 +42,8 @@ def make_mesh(sizes: tuple[int, ...] | None) -> "Mesh":
     from jax.sharding import AxisType
 
     found = len(jax.devices())
-    sizes = sizes or (found,)
+    if sizes is None:
+        return found
     wanted, text = math.prod(sizes), "x".join(map(str, sizes))
     if wanted > found:
         raise InputError(

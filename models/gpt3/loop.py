@@ -44,7 +44,9 @@ def train(args: Arguments, config: GPT3Config) -> None:
 class Trainer:
     """A planned and compiled train step, and what a run needs around it."""
 
-    def __init__(self, args: Arguments, config: GPT3Config, mesh: Mesh, report: Report) -> None:
+    def __init__(
+        self, args: Arguments, config: GPT3Config, mesh: Mesh | int, report: Report
+    ) -> None:
         """Plans and compiles; nothing is allocated on the devices yet."""
         self.args, self.config, self.report = args, config, report
         self.text = Text.read(seed=args.seed)
@@ -55,7 +57,7 @@ class Trainer:
         if args.save_plan and jax.process_index() == 0:
             self.step.plan.save(args.save_plan)
         self.state_shardings, self.batch_shardings = self.step.in_shardings
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        everywhere = NamedSharding(self.batch_shardings["inputs"].mesh, PartitionSpec())
         self.evaluate = jax.jit(self.steps.eval, out_shardings=everywhere)
         self.times_s: list[float] = []
 

@@ -1,5 +1,6 @@
 """The train step on one device: it learns, and its variants compute the same thing."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -14,7 +15,7 @@ from models.gpt3.data import Text
 from models.gpt3.layers import Block
 from models.gpt3.loss import cross_entropy, init_loss_scale, next_loss_scale
 from models.gpt3.model import init_params, logits, stack_layers
-from models.gpt3.step import Steps, make_train_step
+from models.gpt3.step import Steps, batch_avals, make_train_step
 from tests.models.helpers import SMALL, assert_trees_close, batches, jit
 from tests.models.linen_block import LinenBlock, make_linen_step
 
@@ -49,6 +50,17 @@ def test_loss_of_the_linen_twin_falls(layers: str, text: Text) -> None:
     config = SMALL.replace(layers=layers)
     found = losses(make_linen_step(config), config, text, 40)
     assert np.mean(found[-5:]) < found[0] - 1.5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("make", [make_train_step, make_linen_step])
+def test_state_keeps_its_avals(make: Callable[[GPT3Config], Steps], dtype: str) -> None:
+    """Dtypes and weak types too, so that the second step is not another one to trace."""
+    config = SMALL.replace(dtype=dtype)
+    state = jax.make_jaxpr(make(config).init)(jax.random.key(0)).out_avals
+    avals = jax.eval_shape(make(config).init, jax.random.key(0))
+    new = jax.make_jaxpr(lambda *args: make(config).train(*args)[0])(avals, batch_avals(config))
+    assert new.out_avals == state
 
 
 def test_scanned_layers_equal_unrolled_ones(text: Text) -> None:
