@@ -12,7 +12,7 @@ from xshard.cost.cluster import Cluster
 from xshard.cost.collectives import CollectiveModel
 from xshard.cost.compute import Dims, op_time_ns
 from xshard.cost.fusion import ALIASES, EXPENSIVE, Storage
-from xshard.cost.reshard import Resharder, Step
+from xshard.cost.reshard import Resharder, Step, one_stop
 from xshard.ir.graph import Graph, Op, Value
 from xshard.rules.rule import Rule
 from xshard.spec import MeshShape, Spec, divides, num_shards
@@ -37,7 +37,7 @@ class ClusterPrices:
         self.mesh = mesh
         self.collectives = CollectiveModel(cluster, mesh)
         self.resharder = Resharder(self.collectives)
-        self._tables: dict[tuple[tuple[int, ...], float], Ints] = {}
+        self._tables: dict[tuple[tuple[int, ...], float], tuple[Ints, Ints]] = {}
         self._specs = cache(lambda shape: specs_of(shape, mesh))
 
     def op_ns(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> int:
@@ -69,11 +69,34 @@ class ClusterPrices:
         )
 
     def reshard_ns(self, shape: tuple[int, ...], itemsize: float) -> Ints:
-        """From every to every of `specs_of(shape)`."""
+        """From every to every of `specs_of(shape)`, by way of a third where that is cheaper."""
+        return self._table(shape, itemsize)[0]
+
+    def path(self, shape: tuple[int, ...], itemsize: float, src: Spec, dst: Spec) -> tuple[Spec, ...]:
+        """The specs to ask for in sequence on the cheapest way from `src` to `dst`."""
+        if src == dst:
+            return ()
+        specs = self._specs(shape)
+        via = int(self._table(shape, itemsize)[1][specs.index(src), specs.index(dst)])
+        return (dst,) if via < 0 else (specs[via], dst)
+
+    def steps(self, shape: tuple[int, ...], itemsize: float, src: Spec, dst: Spec) -> list[Step]:
+        """The collectives on that way."""
+        nbytes, found = math.prod(shape) * itemsize, list[Step]()
+        for stop in self.path(shape, itemsize, src, dst):
+            found += self.resharder.steps(src, stop, nbytes)
+            src = stop
+        return found
+
+    def step_ns(self, step: Step) -> int:
+        """Nanoseconds of one collective."""
+        return self.collectives.time_ns(step.kind, step.nbytes, step.axes, step.devices)
+
+    def _table(self, shape: tuple[int, ...], itemsize: float) -> tuple[Ints, Ints]:
         key = shape, itemsize
         if key not in self._tables:
             nbytes = math.prod(shape) * itemsize
-            self._tables[key] = self.resharder.table(self._specs(shape), nbytes)
+            self._tables[key] = one_stop(self.resharder.table(self._specs(shape), nbytes))
         return self._tables[key]
 
     def reduce_ns(
@@ -88,7 +111,7 @@ class ClusterPrices:
         times = np.empty(len(specs), dtype=np.int64)
         for j, final in enumerate(specs):
             steps, middle = reduction(raw, partial, final, shape, itemsize, self.mesh)
-            cost = sum(self.collectives.time_ns(s.kind, s.nbytes, s.axes) for s in steps)
+            cost = sum(self.step_ns(s) for s in steps)
             times[j] = cost + table[position[middle], j]
         return times
 

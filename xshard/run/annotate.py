@@ -50,7 +50,7 @@ class Constraints:
     Attributes:
       mesh: with Auto axes.
       results: constrain this result as soon as it is made.
-      operands: reshard this operand just for this equation.
+      operands: reshard this operand just for this equation, through these specs in sequence.
       shared: operand use -> an earlier use of the same value whose resharded copy it takes, so that
         there is one collective. A use in another body than the first makes its own copy.
       barriers: operand uses whose reshard must not be merged with an earlier one of the same value:
@@ -60,7 +60,7 @@ class Constraints:
 
     mesh: Mesh
     results: Mapping[Key, PartitionSpec] = field(default_factory=dict)
-    operands: Mapping[Key, PartitionSpec] = field(default_factory=dict)
+    operands: Mapping[Key, tuple[PartitionSpec, ...]] = field(default_factory=dict)
     shared: Mapping[Key, Key] = field(default_factory=dict)
     barriers: frozenset[Key] = frozenset()
 
@@ -149,14 +149,16 @@ class Frame:
 
     def operand(self, key: Key, x: Any, ins: Sequence[Any] = ()) -> Any:
         """The value as this use wants it; `ins` are all operands of the equation."""
-        spec = self.told.operands.get(key)
-        if spec is None:
+        specs = self.told.operands.get(key)
+        if specs is None:
             return x
         first = self.told.shared.get(key, key)
         if first not in self.copies:
             if key in self.told.barriers or first in self.told.barriers:
                 x = _after(x, ins)
-            self.copies[first] = self._constrain(x, spec)
+            for spec in specs:
+                x = self._constrain(x, spec)
+            self.copies[first] = x
         return self.copies[first]
 
     def _constrain(self, x: Any, spec: PartitionSpec) -> Any:

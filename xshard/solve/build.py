@@ -72,6 +72,7 @@ class Draft:
       stored: value class -> (node, for each of its choices the index of a spec): where it is kept.
       copies: (value class, phase) -> the same for the resharded copy that its readers share.
       copy_edges, use_edges: what an edge reshards.
+      ties: (class of a result, class of the argument whose place it takes) -> how many.
     """
 
     graph: Graph
@@ -81,6 +82,8 @@ class Draft:
     storage: Storage
     prices: Prices
     chained: tuple[bool, ...] = ()
+    pins: Mapping[int, Pin] = field(default_factory=dict[int, "Pin"])
+    ties: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     nodes: list[Node] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
     strategies: list[tuple[Strategy, ...]] = field(default_factory=list)
@@ -117,6 +120,11 @@ class Draft:
         members = self.classes.members[op_class]
         return self.graph.ops[members[len(members) // 2]]
 
+    def name_of(self, value: Value) -> str:
+        """What made a value that has no name of its own."""
+        op = self.graph.ops[value.producer] if value.producer >= 0 else None
+        return f"{op.prim} {op.scope}".strip() if op else "constant"
+
     def is_stored(self, value_class: int) -> bool:
         """Whether any member has a buffer of its own."""
         return any(self.storage.stored[v] for v in self.classes.value_members[value_class])
@@ -152,7 +160,7 @@ def draft(
     leaders = followers(graph, classes, rules)
     sizes = np.bincount(leaders)
     chained = [bool(sizes[leader] > 1) for leader in leaders]
-    d = Draft(graph, classes, mesh, rules, storage, prices, tuple(chained))
+    d = Draft(graph, classes, mesh, rules, storage, prices, tuple(chained), pins)
     _add_inputs(d, pins)
     for c, leader in enumerate(leaders):
         _add_op(d, c, leader, pins)
@@ -331,7 +339,8 @@ def _add_ties(d: Draft, ties: Mapping[int, int]) -> None:
     for result, argument in ties.items():
         key = int(d.classes.value_class[result]), int(d.classes.value_class[argument])
         counts[key] = counts.get(key, 0) + 1
-    for (made, kept), count in sorted(counts.items()):
+    d.ties.update(sorted(counts.items()))
+    for (made, kept), count in d.ties.items():
         value = d.value(made)
         (a, i), (b, j) = d.stored[made], d.stored[kept]
         costs = count * d.prices.reshard_ns(value.shape, value.itemsize)[np.ix_(i, j)]

@@ -99,8 +99,8 @@ def _state(problem: Problem) -> State:
     state = State([n.costs for n in problem.nodes], {}, touching, problem.constant)
     for e in problem.edges:
         if e.usage is None:
-            everyone = [np.arange(size) for size in e.costs.shape]
-            state.add(Table.of((e.a, e.b), everyone, e.costs))
+            labels = [np.arange(size, dtype=np.intp) for size in (len(e.costs), len(e.costs.T))]
+            state.add(Table.of((e.a, e.b), labels, e.costs))
     return state
 
 

@@ -28,9 +28,9 @@ from ortools.sat.python import cp_model
 from xshard.solve.classes import Classes, joint, slices
 from xshard.solve.problem import FORBIDDEN, Edge, Ints, Problem
 
-MOST_PAIRS = 150
+MOST_PAIRS = 400
 LARGEST_SUM = 1 << 55
-Literal = cp_model.LiteralT
+Literal = cp_model.BoolVarT
 Terms = list[tuple[int, Literal]]
 
 
@@ -58,12 +58,33 @@ class Variables:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """An answer of CP-SAT: `infeasible` and `optimal` are proofs; `bound` holds in any case."""
+
+    choices: tuple[int, ...] | None
+    bound: int
+    infeasible: bool
+    optimal: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A built model. Objective value × `scale` + `constant` bounds the problem's from below."""
 
     variables: Variables
     scale: int
     constant: int
+
+    def run(self, solver: cp_model.CpSolver) -> Outcome:
+        """Solves the model with the solver's parameters."""
+        status = solver.solve(self.variables.cp)
+        optimal, infeasible = status == cp_model.OPTIMAL, status == cp_model.INFEASIBLE
+        choices = None
+        if optimal or status == cp_model.FEASIBLE:
+            values = ([solver.boolean_value(x) for x in xs] for xs in self.variables.picks)
+            choices = tuple(line.index(True) for line in values)
+        bound = int(np.ceil(solver.best_objective_bound - 1e-6))
+        return Outcome(choices, self.constant + self.scale * bound, infeasible, optimal)
 
     def hint(self, choices: Sequence[int]) -> None:
         """Starts the search from `choices`."""
@@ -105,10 +126,11 @@ def minimise_peak(problem: Problem) -> Model:
 
 def _most(problem: Problem, t: int) -> int:
     row = problem.rows[t]
-    counted = [(problem.nodes[i].usage, n) for i, n in zip(row.nodes, row.node_counts, strict=True)]
-    edges = zip(row.edges, row.edge_counts, strict=True)
+    nodes = zip(row.nodes.tolist(), row.node_counts.tolist(), strict=True)
+    counted = [(problem.nodes[i].usage, n) for i, n in nodes]
+    edges = zip(row.edges.tolist(), row.edge_counts.tolist(), strict=True)
     counted += [(u, n) for k, n in edges if (u := problem.edges[k].usage) is not None]
-    return row.base + sum(int(n * u.max()) for u, n in counted)
+    return row.base + sum(n * int(u.max()) for u, n in counted)
 
 
 def _choices(problem: Problem) -> Variables:
@@ -129,7 +151,7 @@ def _choices(problem: Problem) -> Variables:
                 cp.add_exactly_one(picks)
         for cost, literal in zip(node.costs, picks, strict=True):
             if cost >= FORBIDDEN:
-                cp.add_bool_and([~literal])
+                cp.add_bool_and([literal.negated()])
         v.picks.append(picks)
     return v
 
@@ -167,7 +189,7 @@ def _pairs(
     if len(xa) == 1 or len(xb) == 1:
         both = product(enumerate(xa), enumerate(xb))
         pairs = {(r, c): a if len(xb) == 1 else b for (r, a), (c, b) in both}
-        v.cp.add_bool_and([~x for rc, x in pairs.items() if costs[rc] >= FORBIDDEN])
+        v.cp.add_bool_and([x.negated() for rc, x in pairs.items() if costs[rc] >= FORBIDDEN])
         return {rc: x for rc, x in pairs.items() if costs[rc] < FORBIDDEN}
     allowed = [(int(r), int(c)) for r, c in np.argwhere(costs < FORBIDDEN)]
     y: dict[tuple[int, int], Literal] = {rc: v.cp.new_bool_var("") for rc in allowed}
@@ -181,12 +203,10 @@ def _pairs(
 def _forbid(v: Variables, edge: Edge, rows: Classes, columns: Classes, costs: Ints) -> None:
     xa, xb = _literals(v, edge.a, rows), _literals(v, edge.b, columns)
     for r, c in np.argwhere(costs >= FORBIDDEN):
-        v.cp.add_bool_or([~xa[r], ~xb[c]])
+        v.cp.add_bool_or([xa[r].negated(), xb[c].negated()])
 
 
-def _thresholds(
-    v: Variables, edge: Edge, rows: Classes, columns: Classes, values: Ints
-) -> Terms:
+def _thresholds(v: Variables, edge: Edge, rows: Classes, columns: Classes, values: Ints) -> Terms:
     by_row = sum(len(np.unique(line)) for line in values)
     if by_row < sum(len(np.unique(line)) for line in values.T):
         turned = Edge(edge.b, edge.a, edge.costs.T)
@@ -199,7 +219,7 @@ def _thresholds(
         for low, high in pairwise(levels):
             below = np.flatnonzero((values[:, c] < high)[rows.labels])
             y = v.cp.new_bool_var("")
-            v.cp.add_bool_or([~literal, y, *(v.picks[edge.a][i] for i in below)])
+            v.cp.add_bool_or([literal.negated(), y, *(v.picks[edge.a][i] for i in below)])
             terms.append((high - low, y))
     return [term for term in terms if term[0]]
 
@@ -207,11 +227,11 @@ def _thresholds(
 def _live(v: Variables, problem: Problem, t: int, live: list[Terms]) -> cp_model.LinearExprT:
     row = problem.rows[t]
     terms: Terms = []
-    for i, n in zip(row.nodes, row.node_counts, strict=True):
-        usage = problem.nodes[i].usage
-        terms += [(int(n * u), x) for u, x in zip(usage, v.picks[i], strict=True) if u]
-    for k, n in zip(row.edges, row.edge_counts, strict=True):
-        terms += [(int(n) * u, x) for u, x in live[k]]
+    for i, n in zip(row.nodes.tolist(), row.node_counts.tolist(), strict=True):
+        usage = problem.nodes[i].usage.tolist()
+        terms += [(n * u, x) for u, x in zip(usage, v.picks[i], strict=True) if u]
+    for k, n in zip(row.edges.tolist(), row.edge_counts.tolist(), strict=True):
+        terms += [(n * u, x) for u, x in live[k]]
     return _sum(terms) + row.base
 
 

@@ -104,7 +104,9 @@ class Solution:
     objective: int
     bound: int
     wall_s: float = 0.0
-    notes: dict[str, int | float | str] = field(default_factory=dict)
+    notes: dict[str, int | float | str] = field(
+        default_factory=dict[str, int | float | str]
+    )
 
     @property
     def gap(self) -> float:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from xshard.solve.drop import Drop
-from xshard.solve.eliminate import Eliminate
+from xshard.solve.eliminate import MOST_ENTRIES, Eliminate, has_memory
 from xshard.solve.merge import Merge
 from xshard.solve.problem import Problem
 from xshard.solve.trim import Trim
 
-MOST_ROUNDS = 6
+MOST_ROUNDS = 4
+FEW_ENTRIES = 1 << 13
 
 
 class Reduction(Protocol):
@@ -48,14 +49,21 @@ class Reduced:
         return choices
 
 
-def reduce(problem: Problem) -> Reduced:
-    """Trims, merges, drops and eliminates until a round changes nothing."""
+def reduce(problem: Problem, *, most_entries: int = MOST_ENTRIES) -> Reduced:
+    """Trims, merges, drops and eliminates until a round changes nothing.
+
+    Elimination makes no table of more than `most_entries`. With memory, FEW_ENTRIES is advisable:
+    the nodes that must stay would otherwise get large tables between them.
+    """
     reduced = Reduced(problem, ())
     size = _size(problem)
     for _ in range(MOST_ROUNDS):
         reduced = reduced.then(Trim()).then(Merge())
-        reduced = reduced.then(Drop.find(reduced.problem))
-        reduced = reduced.then(Eliminate.find(reduced.problem))
+        if has_memory(reduced.problem).any():
+            reduced = reduced.then(Drop.find(reduced.problem))
+        reduced = reduced.then(Eliminate.find(reduced.problem, most_entries=most_entries))
+        if reduced.problem.nodes:
+            reduced = reduced.then(Drop.find(reduced.problem))
         if not reduced.problem.nodes or _size(reduced.problem) == size:
             break
         size = _size(reduced.problem)

@@ -1,11 +1,15 @@
 r"""`solve`: the best choices of a problem, with a proof or a bound, the same on every run.
 
-1. Without the rows (`_unconstrained`): a relaxation, usually eliminated to nothing by the
+1. Without the rows (`_Search.unconstrained`): a relaxation, usually eliminated to nothing by the
    reductions, so exact. If its choices fit, they are optimal.
-2. With the rows that some relaxation violates (`_constrained`): reduce, CP-SAT, and add what the
-   answer violates until nothing is. The bound of a relaxation is a bound of the problem.
-3. If nothing fits (`smallest_limit`): the least peak instead of the least cost.
+2. Memory at a price (`_Search.price`): a strong bound, and points on both sides of the limit.
+   CP-SAT picks the best mixture of those points.
+3. `_Search.close`: the choices that a better answer could still contain, by their marginals at the
+   best prices; CP-SAT on those alone proves the answer or improves it.
+4. Problems that are too wide for prices: CP-SAT on everything (`_Search.inside` of it all).
+5. If nothing fits (`peak.smallest_limit`): the least peak instead of the least cost.
 
+Rows are added when an answer violates them; the bound of a relaxation is a bound of the problem.
 Limits are in CP-SAT's deterministic seconds; the wall clock is only a safety net at a multiple of
 them. Same problem and options, same choices.
 """
@@ -14,18 +18,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
+from ortools.linear_solver.python import model_builder
 from ortools.sat.python import cp_model
 
 from xshard.solve.check import Ledger, evaluate
-from xshard.solve.model import Model, minimise_cost, minimise_peak
-from xshard.solve.problem import FORBIDDEN, Infeasible, Ints, Problem, Solution
-from xshard.solve.reduce import reduce
+from xshard.solve.drop import Drop
+from xshard.solve.dual import Dual, climb, split
+from xshard.solve.merge import Merge
+from xshard.solve.model import Model, Outcome, minimise_cost
+from xshard.solve.peak import NO_LIMIT, smallest_limit, summits, with_rows
+from xshard.solve.price import Point, Prices, Pricing
+from xshard.solve.problem import FORBIDDEN, Infeasible, Problem, Solution
+from xshard.solve.reduce import FEW_ENTRIES, MOST_ENTRIES, Reduced, reduce
+from xshard.solve.trim import Trim
 
+DETERMINISTIC_SHARE = 0.5
 WALL_FACTOR = 4.0
-NO_LIMIT = 1 << 60
+MIX = 4
 Choices = tuple[int, ...]
 
 
@@ -41,7 +53,7 @@ class Progress:
 
 @dataclass(slots=True)
 class Budget:
-    """What the search may still spend, in deterministic seconds."""
+    """What the search may still spend, in CP-SAT's deterministic seconds."""
 
     left_s: float
     workers: int
@@ -49,32 +61,19 @@ class Budget:
     began_s: float = field(default_factory=time.monotonic)
     calls: int = 0
 
-    def run(self, model: Model, on_bound: Callable[[int], None] | None = None) -> Outcome:
-        """Solves the model within what is left."""
+    def run(self, model: Model, share: float = 1.0) -> Outcome:
+        """Solves the model within a share of what is left."""
         solver = cp_model.CpSolver()
         p = solver.parameters
-        p.num_workers, p.random_seed = self.workers, self.seed
-        p.interleave_search = self.workers > 1
-        p.max_deterministic_time = max(self.left_s, 0.01)
-        p.max_time_in_seconds = WALL_FACTOR * max(self.left_s, 1.0)
-        status = solver.solve(model.variables.cp)
+        p.num_workers, p.random_seed = self.workers if self.workers > 2 else 1, self.seed
+        p.interleave_search = p.num_workers > 1
+        p.linearization_level = 2
+        p.max_deterministic_time = max(self.left_s * share, 0.01)
+        p.max_time_in_seconds = WALL_FACTOR / DETERMINISTIC_SHARE * max(self.left_s * share, 1.0)
+        outcome = model.run(solver)
         self.left_s -= solver.response_proto.deterministic_time
         self.calls += 1
-        found = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
-        choices = _read(solver, model) if found else None
-        bound = int(np.ceil(solver.best_objective_bound - 1e-6))
-        low = model.constant + model.scale * bound
-        return Outcome(choices, low, status == cp_model.INFEASIBLE, status == cp_model.OPTIMAL)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """An answer of CP-SAT: `infeasible` and `optimal` are proofs; `bound` holds in any case."""
-
-    choices: Choices | None
-    bound: int
-    infeasible: bool
-    optimal: bool
+        return outcome
 
 
 def solve(
@@ -90,9 +89,10 @@ def solve(
 
     Args:
       problem: what to solve; verified first.
-      time_limit_s: deterministic seconds, about as long as seconds on one core; after that the
-        answer is the best found, with its bound.
-      workers: threads of CP-SAT, interleaved so that the answer does not depend on timing.
+      time_limit_s: about so many seconds of one core, counted in operations so that the answer
+        does not depend on the machine; after that the answer is the best found, with its bound.
+      workers: cores to use. Up to two, one search is faster than two interleaved ones (1.3 against
+        3.7 deterministic seconds); more are interleaved, so that timing does not matter.
       seed: of the search; another seed may find other choices of the same objective.
       hint: choices to start from; they need not fit.
       on_progress: called after every stage.
@@ -101,61 +101,38 @@ def solve(
       A Solution that `check` accepts; or Infeasible, with the smallest limit that is feasible.
     """
     problem.verify()
-    budget = Budget(time_limit_s, workers, seed)
+    budget = Budget(time_limit_s * DETERMINISTIC_SHARE, workers, seed)
     search = _Search(problem, Ledger.of(problem), budget, on_progress or _silent)
     if hint is not None:
         search.offer(tuple(int(c) for c in hint))
     return search.run()
 
 
-def smallest_limit(problem: Problem, budget: Budget, ledger: Ledger) -> Infeasible:
-    """The least peak of any allowed choices, over the rows that matter; costs only forbid."""
-    nodes = tuple(replace(n, costs=_barred(n.costs)) for n in problem.nodes)
-    edges = tuple(replace(e, costs=_barred(e.costs)) for e in problem.edges)
-    free = Problem(nodes, edges, problem.rows, NO_LIMIT)
-    active: set[int] = set()
-    best: tuple[int, Choices] | None = None
-    while True:
-        reduced = reduce(_with_rows(free, active))
-        outcome = budget.run(minimise_peak(reduced.problem))
-        if outcome.infeasible or outcome.choices is None:
-            return Infeasible(best and best[0], best and best[1], proven=outcome.infeasible)
-        choices = reduced.invert(outcome.choices)
-        live = ledger.live_bytes(problem, choices)
-        peak = int(live.max(initial=0))
-        best = min(best or (peak, choices), (peak, choices))
-        if best[0] <= outcome.bound or not outcome.optimal:
-            return Infeasible(best[0], best[1], proven=best[0] <= outcome.bound)
-        active |= _summits(live, outcome.bound)
-
-
-def _barred(costs: Ints) -> Ints:
-    return np.where(costs < FORBIDDEN, 0, FORBIDDEN)
-
-
-def _with_rows(problem: Problem, active: set[int]) -> Problem:
-    return replace(problem, rows=tuple(problem.rows[t] for t in sorted(active)))
-
-
-def _summits(live: Ints, limit: int) -> set[int]:
-    """The rows over the limit that are higher than the row before and no lower than the next."""
-    padded = np.concatenate([[-1], live, [-1]])
-    before, after = padded[:-2], padded[2:]
-    return set(np.flatnonzero((live > limit) & (live > before) & (live >= after)).tolist())
-
-
-def _read(solver: cp_model.CpSolver, model: Model) -> Choices:
-    values = [[solver.boolean_value(x) for x in picks] for picks in model.variables.picks]
-    return tuple(line.index(True) for line in values)
-
-
 def _silent(_: Progress) -> None:
     pass
 
 
+def _master(points: Sequence[Point], rows: Sequence[int], steepest: float) -> tuple[Prices, float]:
+    """Prices on `rows` that maximise the least cut, and its value; see `dual`."""
+    lp = model_builder.Model()
+    cost = float(max(1, *(p.objective for p in points)))
+    size = float(max(1, *(abs(int(p.excess.max())) for p in points)))
+    value = lp.new_num_var(-np.inf, np.inf, "")
+    prices = [lp.new_num_var(0, steepest, "") for _ in rows]
+    for p in points:
+        paid = [-float(p.excess[t]) / size for t in rows]
+        terms = model_builder.LinearExpr.weighted_sum([value, *prices], [1.0, *paid])
+        lp.add(terms <= p.objective / cost)
+    lp.maximize(value)
+    solver = model_builder.Solver("glop")
+    solver.solve(lp)
+    found = np.array([max(solver.value(x), 0.0) for x in prices])
+    return found * cost / size, solver.value(value) * cost
+
+
 @dataclass(slots=True)
 class _Search:
-    """The state of one `solve`: the best choices so far and the best bound."""
+    """The state of one `solve`: the best choices and the best bound, and the rows that matter."""
 
     problem: Problem
     ledger: Ledger
@@ -163,46 +140,100 @@ class _Search:
     report: Callable[[Progress], None]
     best: tuple[int, Choices] | None = None
     bound: int = 0
+    active: set[int] = field(default_factory=set[int])
 
     def run(self) -> Solution | Infeasible:
         """The stages of the module's docstring, in order."""
-        fits = self.relaxed(set())
-        if fits is None:
+        if not self.unconstrained():
             return Infeasible(None)
-        active = fits
-        while active and self.budget.left_s > 0:
-            found = self.relaxed(active)
-            if found is None:
-                return self.infeasible()
-            if not found:
-                break
-            active |= found
-        if self.best is None:
-            answer = self.infeasible()
-            if answer.choices is None or not self.offer(answer.choices):
-                return answer
+        if self.active:
+            base = Reduced(self.problem, ()).then(Trim()).then(Merge())
+            base = base.then(Drop.find(base.problem))
+            pricing = Pricing.of(base.problem)
+            if pricing is None:
+                self.bound = max(self.bound, self.inside(base, 1.0, "all choices"))
+            else:
+                dual = self.price(base, pricing)
+                if self.best is None and (answer := self.feasible()):
+                    return answer
+                self.close(base, pricing, dual)
+        if self.best is None and (answer := self.feasible()):
+            return answer
         return self.solution()
 
-    def relaxed(self, active: set[int]) -> set[int] | None:
-        """Solves with some rows: the rows that its answer violates, None if there is no answer."""
-        reduced = reduce(_with_rows(self.problem, active))
-        below = None if self.best is None else self.best[0] + 1
-        outcome = self.budget.run(minimise_cost(reduced.problem, below=below))
+    def unconstrained(self) -> bool:
+        """Solves without the rows; False if forbidden pairs leave no choices."""
+        reduced = reduce(with_rows(self.problem, set()), most_entries=MOST_ENTRIES)
+        outcome = self.budget.run(minimise_cost(reduced.problem), 0.5)
         if outcome.infeasible:
-            return None
+            return False
         self.bound = max(self.bound, outcome.bound)
-        if outcome.choices is None:
-            return set()
-        choices = reduced.invert(outcome.choices)
-        self.offer(choices)
-        live = self.ledger.live_bytes(self.problem, choices)
-        self.tell("rows" if active else "no rows")
-        return _summits(live, self.limit)
+        if outcome.choices is not None:
+            self.visit(reduced.invert(outcome.choices))
+        self.tell("without memory")
+        return True
+
+    def price(self, base: Reduced, pricing: Pricing) -> Dual:
+        """Prices the rows; takes the points that fit, and the best mixture of the points."""
+        dual = climb(pricing, _master, sorted(self.active))
+        split(pricing, dual)
+        for point in dual.points:
+            self.offer(base.invert(point.choices))
+        self.active |= set(dual.rows)
+        self.bound = max(self.bound, dual.best.bound)
+        self.tell("memory priced")
+        chosen = np.array([p.choices for p in dual.mixture(MIX)])
+        self.inside(base.then(Drop(tuple(map(np.unique, chosen.T)))), 0.25, "mixed")
+        return dual
+
+    def close(self, base: Reduced, pricing: Pricing, dual: Dual) -> None:
+        """Searches among what a better answer could contain, from near the bound outwards."""
+        for part in (8, 2, 1):
+            if self.best is None or self.bound >= self.best[0] or self.budget.left_s <= 0:
+                return
+            low = dual.best.bound
+            most = low + (self.best[0] - 1 - low) // part
+            near = base.then(pricing.within(dual.best.prices, most))
+            bound = self.inside(near, 1.0 if part == 1 else 0.4, f"within 1/{part} of the gap")
+            self.bound = max(self.bound, min(bound, most + 1))
+
+    def inside(self, base: Reduced, share: float, stage: str) -> int:
+        """Searches the choices of `base`; returns a bound of what they can still improve to."""
+        bound, until = 0, self.budget.left_s * (1 - share)
+        while self.budget.left_s > until:
+            reduced = reduce(with_rows(base.problem, self.active), most_entries=FEW_ENTRIES)
+            below = None if self.best is None else self.best[0]
+            part = 1 - until / self.budget.left_s
+            outcome = self.budget.run(minimise_cost(reduced.problem, below=below), part)
+            if outcome.infeasible:
+                bound = NO_LIMIT if below is None else below
+                break
+            bound = max(bound, outcome.bound)
+            if outcome.choices is None:
+                break
+            if not self.visit(base.invert(reduced.invert(outcome.choices))):
+                break
+        self.tell(stage)
+        return bound
+
+    def feasible(self) -> Infeasible | None:
+        """Finds choices that fit, or proves that none do; has some time of its own."""
+        self.budget.left_s = max(self.budget.left_s, 5.0)
+        answer = smallest_limit(self.problem, self.ledger, self.budget.run)
+        fits = answer.choices is not None and self.offer(answer.choices)
+        return None if fits else answer
 
     @property
     def limit(self) -> int:
         """The problem's limit, or one that nothing reaches."""
         return NO_LIMIT if self.problem.limit is None else self.problem.limit
+
+    def visit(self, choices: Choices) -> bool:
+        """Offers the choices; True if they violate rows, which are active from now on."""
+        self.offer(choices)
+        found = summits(self.ledger.live_bytes(self.problem, choices), self.limit)
+        self.active |= found
+        return bool(found)
 
     def offer(self, choices: Choices) -> bool:
         """Keeps the choices if they are allowed and better than the best."""
@@ -214,22 +245,13 @@ class _Search:
 
     def tell(self, stage: str) -> None:
         """Reports progress."""
-        objective = None if self.best is None else self.best[0]
-        self.report(Progress(self.wall_s, stage, objective, self.bound))
-
-    @property
-    def wall_s(self) -> float:
-        """Seconds since the search began."""
-        return time.monotonic() - self.budget.began_s
-
-    def infeasible(self) -> Infeasible:
-        """The least peak; allowed some more time than the limit when that is spent."""
-        self.budget.left_s = max(self.budget.left_s, 5.0)
-        return smallest_limit(self.problem, self.budget, self.ledger)
+        wall_s = time.monotonic() - self.budget.began_s
+        self.report(Progress(wall_s, stage, self.best and self.best[0], self.bound))
 
     def solution(self) -> Solution:
         """The best choices as an answer."""
         assert self.best is not None
         objective, choices = self.best
+        wall_s = time.monotonic() - self.budget.began_s
         notes: dict[str, int | float | str] = {"cp_sat_calls": self.budget.calls}
-        return Solution(choices, objective, min(self.bound, objective), self.wall_s, notes)
+        return Solution(choices, objective, min(self.bound, objective), wall_s, notes)

@@ -1,0 +1,280 @@
+"""The public functions: `auto_shard` runs, `plan` only plans."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from xshard.cost.cluster import Cluster
+from xshard.errors import InfeasibleError, MeshError, TraceError
+from xshard.ir.trace import Traced, trace
+from xshard.pins import pins_of
+from xshard.plan.plan import Plan
+from xshard.plan.refuse import check_fits
+from xshard.planning import Prepared, Request, make_plan, prepare
+from xshard.run.constraints import constraints_of
+from xshard.run.hosts import agree, confirm
+from xshard.run.step import Runnable, runnable
+from xshard.sharded import ShardedStep
+from xshard.spec import MeshShape
+from xshard.ties import ties_of
+
+
+def auto_shard(
+    fun: Callable[..., Any],
+    mesh: Mesh | int | None = None,
+    *,
+    memory_limit: int | str | None = None,
+    in_specs: Any = None,
+    out_specs: Any = None,
+    donate_argnums: int | Sequence[int] = (),
+    static_argnums: int | Sequence[int] = (),
+    time_limit: float = 60.0,
+    plan: Plan | None = None,
+) -> ShardedStep:
+    """`jax.jit(fun)` over a mesh, with the shardings chosen by a solver.
+
+    Args:
+      fun: any JAX function, for instance `train_step(state, batch) -> (state, metrics)`.
+      mesh: its axes are used as they are (Auto or Explicit). A number of devices: xshard chooses
+        the mesh's shape over the first so many; None: over all devices.
+      memory_limit: bytes per device, or text such as "30GB"; by default what the devices have.
+      in_specs, out_specs: pytree prefixes of the arguments (static ones left out) and of the
+        result with PartitionSpecs that are kept; None where xshard is free.
+      donate_argnums, static_argnums: as in `jax.jit`.
+      time_limit: seconds that the solver may take at most; the best plan found is used.
+      plan: a plan made before (`Plan.load`), used instead of planning.
+
+    Returns:
+      A callable with `plan`, `lower`, `init`, `audit`, `in_shardings` and `out_shardings`.
+
+    Raises:
+      XshardError: at the first call: what is wrong, where, and the mend.
+    """
+    if not callable(fun):
+        raise TraceError(f"auto_shard needs a function, but got {fun!r} ({type(fun).__name__})")
+    devices, shapes = _devices_and_shapes(mesh)
+    cluster = Cluster.for_devices(devices.flat[0].device_kind, devices.size, _hosts(devices))
+    limit = read_bytes(memory_limit) or _device_limit(devices)
+    donated, static = _numbers(donate_argnums), _numbers(static_argnums)
+
+    def make(args: tuple[Any, ...]) -> Runnable:
+        static_here = _positions(static, args)
+        traced = trace(fun, args, static_here)
+        requests = [
+            _request(traced, shape, cluster, args, static_here, donated, in_specs, out_specs,
+                     limit, time_limit)
+            for shape in shapes
+        ]  # fmt: skip
+        prepared, chosen = _given(requests, plan) if plan else _agreed(requests)
+        where = Mesh(devices.reshape(chosen.mesh.sizes), chosen.mesh.names)
+        return runnable(
+            chosen, traced,
+            constraints_of(chosen, traced.graph, prepared.classes, prepared.rules, where,
+                           prepared.prices.path),
+            statics={i: args[i] for i in static_here},
+            num_args=len(args),
+            donate_argnums=_positions(donated, args),
+            const_specs=[
+                chosen.values[int(prepared.classes.value_class[v])] for v in traced.graph.consts
+            ],
+        )  # fmt: skip
+
+    return ShardedStep(fun, static, make)
+
+
+def plan(
+    fun: Callable[..., Any],
+    *avals: Any,
+    cluster: str | Cluster,
+    mesh: MeshShape | Sequence[int] | None = None,
+    memory_limit: int | str | None = None,
+    in_specs: Any = None,
+    out_specs: Any = None,
+    donate_argnums: int | Sequence[int] = (0,),
+    static_argnums: int | Sequence[int] = (),
+    time_limit: float = 60.0,
+) -> Plan:
+    """The plan of `fun(*avals)` for devices that need not be here.
+
+    Args:
+      avals: arrays or `jax.ShapeDtypeStruct`s, as the function takes them.
+      cluster: such as "v100-sxm2-32gb:2x8" (hosts × devices per host).
+      mesh: a `MeshShape`, or sizes; None: xshard tries all shapes of one and two axes.
+      memory_limit: bytes per device or "30GB"; by default what the device has.
+      donate_argnums: by default the first argument, the state.
+
+    The other arguments are those of `auto_shard`.
+    """
+    cluster = Cluster.parse(cluster) if isinstance(cluster, str) else cluster
+    static = _positions(_numbers(static_argnums), avals)
+    limit = read_bytes(memory_limit) or cluster.device.memory_bytes
+    began = time.perf_counter()
+    traced = trace(fun, avals, static)
+    seconds = time.perf_counter() - began
+    requests = [
+        _request(traced, shape, cluster, avals, static, _numbers(donate_argnums), in_specs,
+                 out_specs, limit, time_limit)
+        for shape in _shapes(mesh, cluster)
+    ]  # fmt: skip
+    _, best = _best(requests)
+    return replace(best, seconds={"trace": seconds, **best.seconds})
+
+
+def read_bytes(text: int | str | None) -> int | None:
+    """Bytes from a number or from text such as "30GB" (powers of 1000) or "24GiB" (of 1024).
+
+    Raises:
+      MeshError: the text is no size.
+    """
+    if text is None or isinstance(text, int):
+        return text
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kKMGT]?)(i?)B?\s*", text)
+    if match is None:
+        raise MeshError(f"{text!r} is no size; write bytes, or text such as '30GB' or '24GiB'")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+
+
+def _request(
+    traced: Traced, shape: MeshShape, cluster: Cluster, args: tuple[Any, ...],
+    static: tuple[int, ...], donated: tuple[int, ...], in_specs: Any, out_specs: Any,
+    limit: int | None, time_limit: float,
+) -> Request:  # fmt: skip
+    return Request(
+        traced, shape, cluster,
+        pins=pins_of(traced, shape, in_specs, out_specs),
+        ties=ties_of(traced),
+        donated=_donated_values(traced, args, static, donated),
+        memory_limit=limit,
+        time_limit_s=time_limit,
+    )  # fmt: skip
+
+
+def _donated_values(
+    traced: Traced, args: tuple[Any, ...], static: tuple[int, ...], donated: tuple[int, ...]
+) -> frozenset[int]:
+    dynamic = [i for i in range(len(args)) if i not in static]
+    wanted = _positions(donated, args)
+    leaves = iter(traced.graph.inputs)
+    found: list[int] = []
+    for i, tree in zip(dynamic, traced.in_tree.children(), strict=True):
+        here = [next(leaves) for _ in range(tree.num_leaves)]
+        found += here if i in wanted else []
+    return frozenset(found)
+
+
+def _best(requests: list[Request]) -> tuple[Prepared, Plan]:
+    """The fastest plan over all mesh shapes that have one.
+
+    Raises:
+      InfeasibleError: none has; the one with the smallest limit that works.
+    """
+    found: list[tuple[Prepared, Plan]] = []
+    failures: list[InfeasibleError] = []
+    for request in requests:
+        prepared = prepare(request)
+        try:
+            found.append((prepared, make_plan(prepared)))
+        except InfeasibleError as error:
+            failures.append(error)
+    if not found:
+        raise min(failures, key=lambda e: e.smallest_limit_bytes or 1 << 62)
+    return min(found, key=lambda pair: pair[1].objective_ns)
+
+
+def _agreed(requests: list[Request]) -> tuple[Prepared, Plan]:
+    """The best plan as process 0 found it."""
+    mine: list[Prepared] = []
+
+    def make() -> Plan:
+        prepared, plan = _best(requests)
+        mine.append(prepared)
+        return plan
+
+    chosen = agree(make)
+    prepared = mine[0] if mine else prepare(_for_mesh(requests, chosen))
+    confirm(chosen, prepared.fingerprint)
+    return prepared, chosen
+
+
+def _given(requests: list[Request], plan: Plan) -> tuple[Prepared, Plan]:
+    """A plan that the user brought, if it belongs to this call."""
+    prepared = prepare(_for_mesh(requests, plan))
+    r = prepared.request
+    check_fits(
+        plan, prepared.fingerprint, r.mesh, r.traced.in_paths, r.traced.in_avals, str(r.cluster)
+    )
+    return prepared, plan
+
+
+def _for_mesh(requests: list[Request], plan: Plan) -> Request:
+    return next((r for r in requests if r.mesh == plan.mesh), requests[0])
+
+
+def _devices_and_shapes(mesh: Mesh | int | None) -> tuple[Any, list[MeshShape]]:
+    """An array of devices, and the mesh shapes to try over it."""
+    if isinstance(mesh, Mesh):
+        return mesh.devices, [MeshShape(tuple(map(str, mesh.axis_names)), mesh.devices.shape)]
+    if mesh is not None and not isinstance(mesh, int):
+        raise MeshError(f"mesh must be a jax.sharding.Mesh or a number of devices, not {mesh!r}")
+    devices = jax.devices()
+    wanted = len(devices) if mesh is None else mesh
+    if not 0 < wanted <= len(devices):
+        raise MeshError(
+            f"a mesh of {wanted} devices was asked for, but there are {len(devices)}; "
+            "ask for fewer, or start more processes"
+        )
+    return np.array(devices[:wanted]), mesh_shapes(wanted)
+
+
+def _shapes(mesh: MeshShape | Sequence[int] | None, cluster: Cluster) -> list[MeshShape]:
+    if mesh is None:
+        return mesh_shapes(cluster.num_devices)
+    shape = mesh if isinstance(mesh, MeshShape) else named(tuple(mesh))
+    if shape.num_devices != cluster.num_devices:
+        raise MeshError(
+            f"the mesh {shape} has {shape.num_devices} devices, the cluster {cluster} has "
+            f"{cluster.num_devices}; make them equal"
+        )
+    return [shape]
+
+
+def mesh_shapes(devices: int) -> list[MeshShape]:
+    """All meshes of one and two axes over so many devices."""
+    pairs = [(devices // b, b) for b in range(2, devices // 2 + 1) if devices % b == 0]
+    return [named((devices,)), *map(named, pairs)]
+
+
+def named(sizes: tuple[int, ...]) -> MeshShape:
+    """A mesh of these sizes with the usual names."""
+    names = ("data", "model", "seq")
+    return MeshShape((*names, *(f"axis{i}" for i in range(3, len(sizes))))[: len(sizes)], sizes)
+
+
+def _hosts(devices: Any) -> int:
+    processes = len({d.process_index for d in devices.flat})
+    return processes if devices.size % processes == 0 else 1
+
+
+def _device_limit(devices: Any) -> int | None:
+    """What a device says that it has; None where it does not say (CPU)."""
+    mine = [d for d in devices.flat if d.process_index == jax.process_index()]
+    stats = mine[0].memory_stats() if mine and mine[0].platform != "cpu" else None
+    return stats.get("bytes_limit") if stats else None
+
+
+def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    return (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+
+def _positions(numbers: tuple[int, ...], args: Sequence[Any]) -> tuple[int, ...]:
+    """Argument numbers from the front; those that do not exist are refused by the trace."""
+    return tuple(sorted(n % len(args) if -len(args) <= n < len(args) else n for n in numbers))

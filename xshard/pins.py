@@ -1,0 +1,132 @@
+"""What the user fixed: `in_specs`, `out_specs` and sharding constraints as pins on values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from xshard.errors import PinError
+from xshard.ir.graph import Graph, Op
+from xshard.ir.trace import Traced
+from xshard.spec import MeshShape
+
+Pin = tuple[tuple[int, ...] | None, ...]
+
+
+def pins_of(traced: Traced, mesh: MeshShape, in_specs: Any, out_specs: Any) -> dict[int, Pin]:
+    """Value id -> pin, from the user's specs and from the constraints in his function.
+
+    Args:
+      in_specs, out_specs: pytree prefixes of the arguments (static ones left out) and of the
+        result; a PartitionSpec fixes a whole subtree, None leaves it to the solver.
+
+    Raises:
+      PinError: a spec names an unknown axis, has too many dimensions or does not divide.
+    """
+    graph, found = traced.graph, dict[int, Pin]()
+    for v, spec, name in _stated(graph.inputs, traced.in_tree, in_specs, traced.in_paths):
+        found[v] = read(spec, graph.values[v].shape, mesh, name)
+    names = [f"result{path}" for path in traced.out_paths]
+    for v, spec, name in _stated(graph.outputs, traced.out_tree, out_specs, names):
+        found[v] = _same(found.get(v), read(spec, graph.values[v].shape, mesh, name), name)
+    for op in graph.ops:
+        if isinstance(op.params.get("sharding"), NamedSharding) and op.prim in _CONSTRAINTS:
+            found[op.outputs[0]] = _constraint(graph, op, mesh)
+    return found
+
+
+_CONSTRAINTS = ("sharding_constraint", "reshard", "mesh_cast")
+
+
+def read(spec: PartitionSpec, shape: tuple[int, ...], mesh: MeshShape, name: str) -> Pin:
+    """A PartitionSpec as a pin of an array of that shape; `name` is for errors."""
+    if len(spec) > len(shape):
+        raise PinError(
+            f"{name}: {spec} has {len(spec)} dimensions, the array has shape {shape}; "
+            "drop the entries that are too many."
+        )
+    entries = [*spec, *(None,) * (len(shape) - len(spec))]
+    return tuple(
+        None if e is PartitionSpec.UNCONSTRAINED else _axes(e, n, i, spec, mesh, name)
+        for i, (e, n) in enumerate(zip(entries, shape, strict=True))
+    )
+
+
+def _axes(
+    entry: Any, size: int, dim: int, spec: PartitionSpec, mesh: MeshShape, name: str
+) -> tuple[int, ...]:
+    names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+    unknown = [n for n in names if n not in mesh.names]
+    if unknown:
+        raise PinError(
+            f"{name}: {spec} names the axis {unknown[0]!r}, but the mesh has {mesh}; "
+            "use one of its axes."
+        )
+    axes = tuple(mesh.names.index(n) for n in names)
+    if axes != tuple(sorted(axes)):
+        raise PinError(
+            f"{name}: {spec} lists the axes of dimension {dim} in another order than the mesh "
+            f"({mesh}); list them in the mesh's order, or reorder the mesh."
+        )
+    if size % mesh.size_of(axes):
+        raise PinError(
+            f"{name}: {spec} splits dimension {dim} of {size} elements over {mesh.size_of(axes)} "
+            "shards, which does not divide; pin another dimension or change the size."
+        )
+    return axes
+
+
+def _constraint(graph: Graph, op: Op, mesh: MeshShape) -> Pin:
+    where = f"the sharding constraint at {op.source or op.scope or 'an unknown line'}"
+    shape = graph.values[op.outputs[0]].shape
+    pin = read(op.params["sharding"].spec, shape, mesh, where)
+    free = op.params.get("unconstrained_dims") or ()
+    return tuple(None if i in free else axes for i, axes in enumerate(pin))
+
+
+def _same(before: Pin | None, pin: Pin, name: str) -> Pin:
+    if before is not None and before != pin:
+        raise PinError(f"{name}: out_specs contradict the spec that the same array has elsewhere.")
+    return pin
+
+
+def _stated(
+    values: Sequence[int | None], tree: Any, specs: Any, names: Sequence[str]
+) -> Iterator[tuple[int, PartitionSpec, str]]:
+    """(value, spec, name) of every leaf for which the prefix tree states a spec."""
+    if specs is None:
+        return
+    everything = jax.tree.unflatten(tree, range(len(values)))
+    try:
+        flat = jax.tree.leaves(
+            jax.tree.map(
+                lambda spec, part: [(spec, i) for i in jax.tree.leaves(part)],
+                specs, everything, is_leaf=_is_spec,
+            ),
+            is_leaf=lambda x: isinstance(x, tuple) and len(x) == 2 and _is_spec(x[0]),
+        )  # fmt: skip
+    except ValueError as error:
+        raise PinError(
+            f"the specs are no prefix of {names[0] if names else 'the tree'} and its siblings: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    for spec, i in flat:
+        if spec is None:
+            continue
+        if not isinstance(spec, PartitionSpec):
+            raise PinError(f"{names[i]}: expected a PartitionSpec or None, got {spec!r}")
+        v = values[i]
+        if v is not None:
+            yield v, spec, names[i]
+
+
+def _is_spec(x: Any) -> bool:
+    return x is None or isinstance(x, PartitionSpec)
+
+
+def by_input(pins: Mapping[int, Pin], graph: Graph) -> dict[int, Pin]:
+    """The pins of graph inputs."""
+    return {v: pins[v] for v in graph.inputs if v in pins}

@@ -1,0 +1,181 @@
+"""The street: a traced function -> classes -> rules -> problem -> solution -> plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from xshard.cost.cluster import Cluster
+from xshard.cost.fusion import Storage, storage
+from xshard.cost.liveness import liveness
+from xshard.cost.prices import ClusterPrices
+from xshard.errors import InfeasibleError
+from xshard.fingerprint import fingerprint
+from xshard.ir.fold import Classes, fold
+from xshard.ir.trace import Traced
+from xshard.plan.plan import Plan
+from xshard.plan.units import size
+from xshard.report import alternatives, describe, peak_tensors
+from xshard.rules import Rule, rule_of
+from xshard.solve.build import Draft, Pin, draft
+from xshard.solve.memory import Timeline, add_memory, first_rows, violated
+from xshard.solve.problem import Infeasible, Problem, Row, Solution
+from xshard.solve.search import solve
+from xshard.spec import MeshShape
+
+SMALLEST_COPY_BYTES = 1 << 14
+"""Resharded copies of smaller arrays are left out of the memory model."""
+MOST_ROUNDS = 12
+"""How often rows of live memory that an answer violates are added before giving up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be planned.
+
+    Attributes:
+      pins: value id -> what the user fixed.
+      ties: result value -> the argument whose next value it is.
+      donated: argument values whose memory may be reused.
+      memory_limit: bytes per device, or None.
+      time_limit_s: of the solver.
+    """
+
+    traced: Traced
+    mesh: MeshShape
+    cluster: Cluster
+    pins: Mapping[int, Pin] = field(default_factory=dict[int, Pin])
+    ties: Mapping[int, int] = field(default_factory=dict[int, int])
+    donated: frozenset[int] = frozenset()
+    memory_limit: int | None = None
+    time_limit_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request with everything that does not depend on the solver's answer."""
+
+    request: Request
+    classes: Classes
+    rules: tuple[Rule, ...]
+    storage: Storage
+    prices: ClusterPrices
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies graph, mesh, devices and pins."""
+        r = self.request
+        return fingerprint(r.traced.graph, r.mesh, str(r.cluster), r.pins)
+
+
+@dataclass(frozen=True, slots=True)
+class Modelled:
+    """The problem of a prepared request."""
+
+    prepared: Prepared
+    draft: Draft
+    timeline: Timeline
+
+    def problem(self, limit: int | None, rows: tuple[Row, ...]) -> Problem:
+        """The plain instance, with these rows of live memory."""
+        limited = rows if limit is not None else ()
+        return Problem(tuple(self.draft.nodes), tuple(self.draft.edges), limited, limit)
+
+
+def make_plan(prepared: Prepared, on_step: Callable[[str], None] = lambda _: None) -> Plan:
+    """Builds the problem, solves it, and says what the answer means.
+
+    Raises:
+      InfeasibleError: nothing fits the memory limit, or the pins contradict each other.
+      PinError: a constraint cannot hold on the mesh.
+    """
+    request, seconds = prepared.request, dict[str, float]()
+    with _clock("build", seconds, on_step):
+        modelled = model(prepared)
+    with _clock("solve", seconds, on_step):
+        solution = best(modelled, request.memory_limit, request.time_limit_s)
+    with _clock("describe", seconds, on_step):
+        plan = describe(
+            modelled.draft, modelled.timeline, solution, prepared.prices, request.traced,
+            fingerprint=prepared.fingerprint, limit=request.memory_limit,
+        )  # fmt: skip
+    explain = alternatives(modelled.draft, modelled.timeline, plan, request.traced, solution,
+                           lambda d: best(replace(modelled, draft=d), request.memory_limit, 10.0))  # fmt: skip
+    return replace(plan, seconds=seconds, _alternatives=explain)
+
+
+def prepare(request: Request) -> Prepared:
+    """Classes, their rules, and where values are stored."""
+    graph = request.traced.graph
+    classes = fold(graph, dict(request.pins))
+    rules = tuple(rule_of(graph, graph.ops[m[len(m) // 2]]) for m in classes.members)
+    stored = storage(graph, [rules[c] for c in classes.op_class.tolist()])
+    prices = ClusterPrices(graph, stored, request.cluster, request.mesh)
+    return Prepared(request, classes, rules, stored, prices)
+
+
+def model(prepared: Prepared) -> Modelled:
+    """The problem: nodes, edges and what is live when."""
+    r, graph = prepared.request, prepared.request.traced.graph
+    d = draft(
+        graph, prepared.classes, r.mesh, prepared.rules, prepared.storage, prepared.prices,
+        r.pins, r.ties,
+    )  # fmt: skip
+    aliased = {result: arg for result, arg in r.ties.items() if arg in r.donated}
+    live = liveness(graph, prepared.storage, r.donated, aliased)
+    return Modelled(prepared, d, add_memory(d, prepared.storage, live, SMALLEST_COPY_BYTES))
+
+
+def best(modelled: Modelled, limit: int | None, time_limit_s: float) -> Solution:
+    """The cheapest choices whose memory fits at every moment; rows are added as they are needed.
+
+    Raises:
+      InfeasibleError: with the smallest limit that is feasible.
+    """
+    d, timeline = modelled.draft, modelled.timeline
+    rows = first_rows(d, timeline) if limit is not None else ()
+    hint: tuple[int, ...] | None = None
+    for _ in range(MOST_ROUNDS):
+        answer = solve(modelled.problem(limit, rows), time_limit_s=time_limit_s, hint=hint)
+        if isinstance(answer, Infeasible):
+            raise _infeasible(modelled, answer, limit)
+        more = violated(d, timeline, answer.choices, limit) if limit is not None else ()
+        if not more:
+            return answer
+        rows, hint = (*rows, *more), answer.choices
+    raise InfeasibleError(
+        f"no plan was found under {size(limit or 0)} per device within {MOST_ROUNDS} rounds; "
+        "raise memory_limit by a few percent."
+    )
+
+
+def _infeasible(modelled: Modelled, answer: Infeasible, limit: int | None) -> InfeasibleError:
+    if answer.smallest_limit is None or answer.choices is None or limit is None:
+        return InfeasibleError(
+            "the pinned specs and sharding constraints contradict each other: no choice of the "
+            "others satisfies all of them; drop one of in_specs, out_specs or the constraints."
+        )
+    curve = modelled.timeline.curve(modelled.draft, answer.choices)
+    smallest = max(answer.smallest_limit, int(curve.max()))
+    lines = [
+        f"  {t.members} × {t.name or 'a temporary'} {t.dtype}{list(t.shape)}: {size(t.nbytes)}"
+        + (f"  ({t.source})" if t.source else "")
+        for t in peak_tensors(modelled.draft, modelled.timeline, answer.choices)[:5]
+    ]
+    about = "" if answer.proven else " (about: the search for it was cut short)"
+    return InfeasibleError(
+        f"no plan fits {size(limit)} per device; the smallest limit that works is {smallest} bytes "
+        f"({size(smallest)}){about}. Largest live tensors at its peak:\n" + "\n".join(lines),
+        smallest,
+    )
+
+
+@contextmanager
+def _clock(name: str, seconds: dict[str, float], on_step: Callable[[str], None]) -> Iterator[None]:
+    on_step(name)
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began

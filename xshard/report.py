@@ -1,0 +1,223 @@
+"""From a solution to a `Plan`: specs, collectives, the tensors at the peak, alternatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from xshard.cost.prices import ClusterPrices, reduction
+from xshard.cost.reshard import Step
+from xshard.errors import InfeasibleError
+from xshard.ir.graph import Value
+from xshard.ir.trace import Traced
+from xshard.plan.plan import Plan
+from xshard.plan.records import (
+    Alternative,
+    LiveTensor,
+    PlannedArray,
+    PlannedCollective,
+    PlannedOp,
+)
+from xshard.solve.build import Assignment, Draft, decode
+from xshard.solve.memory import Timeline
+from xshard.solve.problem import FORBIDDEN, Solution
+from xshard.spec import Spec, num_shards
+
+_MOST_PEAK_TENSORS = 10
+
+
+def describe(
+    d: Draft,
+    timeline: Timeline,
+    solution: Solution,
+    prices: ClusterPrices,
+    traced: Traced,
+    *,
+    fingerprint: str,
+    limit: int | None,
+) -> Plan:
+    """The plan that a solution means."""
+    a = decode(d, solution.choices)
+    compute = sum(int(n.costs[c]) for n, c in zip(d.nodes, solution.choices, strict=True))
+    ops = tuple(_op(d, a, prices, c) for c in range(len(d.classes.members)))
+    return Plan(
+        fingerprint=fingerprint,
+        mesh=d.mesh,
+        cluster=str(prices.cluster),
+        arguments=_arrays(d, a, traced.in_paths, d.graph.inputs),
+        results=_arrays(d, a, [f"result{p}" for p in traced.out_paths], d.graph.outputs),
+        ops=ops,
+        values=a.specs,
+        copies=tuple((vc, phase, spec) for (vc, phase), spec in sorted(a.copies.items())),
+        collectives=tuple(_collectives(d, a, prices)),
+        peak=peak_tensors(d, timeline, solution.choices),
+        objective_ns=solution.objective,
+        bound_ns=solution.bound,
+        compute_ns=compute,
+        communication_ns=solution.objective - compute,
+        peak_bytes=int(timeline.curve(d, solution.choices).max(initial=0)),
+        memory_limit=limit,
+        notes=tuple(_notes(ops, prices)),
+    )
+
+
+def _arrays(
+    d: Draft, a: Assignment, names: tuple[str, ...] | list[str], ids: tuple[int | None, ...]
+) -> tuple[PlannedArray, ...]:
+    found: list[PlannedArray] = []
+    for name, v in zip(names, ids, strict=True):
+        if v is None:
+            continue
+        value = d.graph.values[v]
+        spec = a.specs[int(d.classes.value_class[v])]
+        nbytes = -(-value.nbytes // num_shards(spec, d.mesh))
+        found.append(PlannedArray(name, value.shape, value.dtype, spec, nbytes, v in d.pins))
+    return tuple(found)
+
+
+def _op(d: Draft, a: Assignment, prices: ClusterPrices, c: int) -> PlannedOp:
+    op, rule, strategy = d.op(c), d.rules[c], a.strategies[c]
+    members = len(d.classes.members[c])
+    results = tuple(a.specs[int(d.classes.value_class[v])] for v in op.outputs)
+    time_ns = members * op.repeat * prices.op_ns(d.graph, op, rule, strategy)
+    return PlannedOp(
+        op.prim, op.phase, op.scope, op.source, members, members * op.repeat, rule.text(),
+        strategy.factors, strategy.operands, results, time_ns, rule.known,
+    )  # fmt: skip
+
+
+def _notes(ops: tuple[PlannedOp, ...], prices: ClusterPrices) -> Iterator[str]:
+    for op in ops:
+        if not op.known:
+            yield (
+                f"{op.prim} at {op.source or op.scope or 'an unknown line'} has no rule: it runs "
+                f"whole on every device ({op.members} ops, {op.time_ns * 1e-6:.3g} ms)"
+            )
+    if prices.cluster.device.generic:
+        yield f"no table for the device kind {prices.cluster.device.name}: figures are guesses"
+
+
+def _collectives(d: Draft, a: Assignment, prices: ClusterPrices) -> Iterator[PlannedCollective]:
+    """Sums, resharded copies, other resharded operands, and results put in their places."""
+
+    def planned(steps: list[Step], value: Value, count: int, source: str) -> Iterator[PlannedCollective]:
+        for s in steps:
+            axes = tuple(d.mesh.names[x] for x in s.axes)
+            name = value.name or d.name_of(value)
+            time_ns = count * prices.step_ns(s)
+            yield PlannedCollective(s.kind, axes, round(s.nbytes), count, time_ns, name, source)
+
+    for c, strategy in enumerate(a.strategies):
+        if not strategy.partial:
+            continue
+        op = d.op(c)
+        count = len(d.classes.members[c]) * op.repeat
+        for v, raw in zip(op.outputs, strategy.results, strict=True):
+            value, final = d.graph.values[v], a.specs[int(d.classes.value_class[v])]
+            steps, middle = reduction(
+                raw, strategy.partial, final, value.shape, value.itemsize, d.mesh
+            )
+            rest = prices.steps(value.shape, value.itemsize, middle, final)
+            yield from planned([*steps, *rest], value, count, op.source)
+    for value_class, src, dst, count, source in moves(d, a):
+        value = d.value(value_class)
+        yield from planned(
+            prices.steps(value.shape, value.itemsize, src, dst), value, count, source
+        )
+
+
+def moves(d: Draft, a: Assignment) -> Iterator[tuple[int, Spec, Spec, int, str]]:
+    """(value class, from, to, how often, source line) of every resharding of the plan.
+
+    Uses of a value in one phase that want the same spec share one resharded copy.
+    """
+    wanted: dict[tuple[int, str, Spec], tuple[int, str]] = {}
+    for use in d.uses:
+        op = d.op(use.op)
+        need = a.strategies[use.op].operands[use.k]
+        if need != a.specs[use.value]:
+            key = use.value, op.phase, need
+            count = max(use.count, wanted.get(key, (0, ""))[0])
+            wanted[key] = count, op.source
+    for (vc, _, need), (count, source) in wanted.items():
+        yield vc, a.specs[vc], need, count, source
+    for (made, kept), count in d.ties.items():
+        if a.specs[made] != a.specs[kept]:
+            yield made, a.specs[made], a.specs[kept], count, ""
+
+
+def peak_tensors(
+    d: Draft, timeline: Timeline, choices: tuple[int, ...]
+) -> tuple[LiveTensor, ...]:
+    """What is live at the peak, by class, the largest first."""
+    if not timeline.num_times:
+        return ()
+    t = int(np.argmax(timeline.curve(d, choices)))
+    sizes = timeline.sizes(d, choices)
+    here = np.flatnonzero((timeline.first <= t) & (t <= timeline.last) & (sizes > 0))
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for i in here.tolist():
+        vc = int(d.classes.value_class[timeline.value[i]])
+        groups.setdefault((vc, timeline.owner[i] < 0), []).append(i)
+    found = [_live(d, vc, copy, rows, sizes) for (vc, copy), rows in groups.items()]
+    return tuple(sorted(found, key=lambda x: -x.nbytes)[:_MOST_PEAK_TENSORS])
+
+
+def _live(
+    d: Draft, vc: int, copy: bool, rows: list[int], sizes: np.ndarray
+) -> LiveTensor:
+    value = d.value(vc)
+    producer = d.graph.ops[value.producer] if value.producer >= 0 else None
+    name = ("copy of " if copy else "") + (value.name or d.name_of(value))
+    source = producer.source if producer else ""
+    nbytes = int(sizes[rows].sum())
+    return LiveTensor(name, value.shape, value.dtype, len(rows), nbytes, source)
+
+
+def alternatives(
+    d: Draft,
+    timeline: Timeline,
+    plan: Plan,
+    traced: Traced,
+    solution: Solution,
+    solve: Callable[[Draft], Solution],
+) -> Callable[[str], tuple[Alternative, ...]]:
+    """For `Plan.explain`: the best plan under each other spec of one value, solved anew."""
+    names = {p: v for p, v in zip(traced.in_paths, d.graph.inputs, strict=True)}
+    names |= {f"result{p}": v for p, v in zip(traced.out_paths, d.graph.outputs, strict=True) if v is not None}
+
+    def value_of(key: str) -> int:
+        if key in names:
+            return names[key]
+        return d.op(int(key.removeprefix("ops[").removesuffix("]"))).outputs[0]
+
+    def explain(key: str) -> tuple[Alternative, ...]:
+        vc = int(d.classes.value_class[value_of(key)])
+        node, index = d.stored[vc]
+        specs = d.specs(d.value(vc).shape)
+        chosen = int(index[solution.choices[node]])
+        return tuple(
+            _alternative(d, timeline, plan, solve, node, index, i, specs[i], i == chosen)
+            for i in sorted(set(index.tolist()))
+        )
+
+    return explain
+
+
+def _alternative(
+    d: Draft, timeline: Timeline, plan: Plan, solve: Callable[[Draft], Solution],
+    node: int, index: np.ndarray, wanted: int, spec: Spec, chosen: bool,
+) -> Alternative:  # fmt: skip
+    if chosen:
+        return Alternative(spec, plan.objective_ns, 0, plan.peak_bytes, True)
+    nodes = list(d.nodes)
+    costs = np.where(index == wanted, nodes[node].costs, FORBIDDEN)
+    nodes[node] = replace(nodes[node], costs=costs)
+    try:
+        found = solve(replace(d, nodes=nodes))
+    except InfeasibleError:
+        return Alternative(spec, None, None, None)
+    peak = int(timeline.curve(d, found.choices).max(initial=0))
+    return Alternative(spec, found.objective, found.objective - plan.objective_ns, peak)

@@ -1,0 +1,82 @@
+"""From a plan to the sharding constraints that make XLA do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from jax.sharding import Mesh, PartitionSpec
+
+from xshard.ir.fold import Classes
+from xshard.ir.graph import Graph, Op
+from xshard.plan.plan import Plan
+from xshard.plan.records import PlannedOp
+from xshard.rules import Rule
+from xshard.run.annotate import Constraints, Key
+from xshard.spec import Spec
+
+BARRIER_BYTES = 1 << 16
+"""A value of fewer bytes is not gathered again in the backward pass: its copy may live on."""
+
+Path = Callable[[tuple[int, ...], float, Spec, Spec], tuple[Spec, ...]]
+
+
+def constraints_of(
+    plan: Plan,
+    graph: Graph,
+    classes: Classes,
+    rules: Sequence[Rule],
+    mesh: Mesh,
+    path: Path,
+) -> Constraints:
+    """The constraints at the values and operands that the plan decides.
+
+    Args:
+      rules: one for each op class.
+      path: (shape, itemsize, from, to) -> the specs to ask for in sequence.
+    """
+    results: dict[Key, PartitionSpec] = {}
+    operands: dict[Key, tuple[PartitionSpec, ...]] = {}
+    shared: dict[Key, Key] = {}
+    barriers: set[Key] = set()
+    first_use: dict[tuple[int, str, Spec], Key] = {}
+    moved_in: dict[tuple[int, Spec], str] = {}
+    op_class, value_class = classes.op_class.tolist(), classes.value_class.tolist()
+    for op in graph.ops:
+        planned, rule = plan.ops[op_class[op.id]], rules[op_class[op.id]]
+        for r, v in enumerate(op.outputs):
+            spec = plan.values[value_class[v]]
+            if graph.values[v].shape and not _follows(graph, op, planned, rule, spec):
+                results[op.address, r] = partition_spec(spec, mesh)
+        for k, v in enumerate(op.inputs):
+            if v is None or not graph.values[v].shape:
+                continue
+            have, need = plan.values[value_class[v]], planned.operands[k]
+            if have == need:
+                continue
+            value, key = graph.values[v], (op.address, k)
+            stops = path(value.shape, value.itemsize, have, need)
+            operands[key] = tuple(partition_spec(s, mesh) for s in stops)
+            first = first_use.setdefault((v, op.phase, need), key)
+            if first != key:
+                shared[key] = first
+            elif moved_in.setdefault((v, need), op.phase) != op.phase:
+                if value.nbytes >= BARRIER_BYTES:
+                    barriers.add(key)
+    return Constraints(mesh, results, operands, shared, frozenset(barriers))
+
+
+def partition_spec(spec: Spec, mesh: Mesh) -> PartitionSpec:
+    """A `Spec` as JAX writes it."""
+    names = [tuple(mesh.axis_names[a] for a in axes) for axes in spec]
+    return PartitionSpec(*(n[0] if len(n) == 1 else n or None for n in names))
+
+
+def _follows(graph: Graph, op: Op, planned: PlannedOp, rule: Rule, spec: Spec) -> bool:
+    """Whether an elementwise op's result is split like an operand of its shape anyway."""
+    if rule.kind != "elementwise" or any(v is None for v in op.outputs):
+        return False
+    shape = graph.values[op.outputs[0]].shape
+    return any(
+        v is not None and graph.values[v].shape == shape and planned.operands[k] == spec
+        for k, v in enumerate(op.inputs)
+    )

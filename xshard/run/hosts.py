@@ -1,0 +1,74 @@
+"""Many processes, one plan: process 0 plans, the others take what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from xshard.errors import PlanError, XshardError
+from xshard.plan.plan import Plan
+
+_FAILED = b"!"
+
+
+def agree(make: Callable[[], Plan]) -> Plan:
+    """The plan of process 0, in every process.
+
+    Args:
+      make: plans; called in process 0 only.
+
+    Raises:
+      XshardError: what `make` raised in process 0, in every process.
+    """
+    if jax.process_count() == 1:
+        return make()
+    plan, error, message = None, None, b""
+    if jax.process_index() == 0:
+        try:
+            plan = make()
+            message = plan.to_json().encode()
+        except XshardError as failure:
+            error, message = failure, _FAILED + str(failure).encode()
+    message = _broadcast(message)
+    if error is not None:
+        raise error
+    if message.startswith(_FAILED):
+        raise XshardError(message[1:].decode())
+    return plan or Plan.from_json(message.decode())
+
+
+def confirm(plan: Plan, fingerprint: str) -> None:
+    """Checks in every process that all of them traced what the plan is for.
+
+    All processes learn of a difference, or some would wait for the others forever.
+
+    Args:
+      fingerprint: of this process's function, shapes, mesh and devices.
+
+    Raises:
+      PlanError: the processes traced different functions.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    same = np.array([plan.fingerprint == fingerprint])
+    everywhere = multihost_utils.process_allgather(same)
+    if not np.all(everywhere):
+        different = [int(i) for i in np.flatnonzero(~np.ravel(everywhere))]
+        raise PlanError(
+            f"processes {different} traced another function or other shapes than process 0; "
+            "all processes must call the same step with arguments of the same global shapes."
+        )
+
+
+def _broadcast(message: bytes) -> bytes:
+    from jax.experimental import multihost_utils
+
+    length = int(multihost_utils.broadcast_one_to_all(np.array(len(message), np.int32)))
+    buffer = np.zeros(length, np.uint8)
+    if jax.process_index() == 0:
+        buffer[:] = np.frombuffer(message, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer)))

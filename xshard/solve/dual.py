@@ -1,0 +1,80 @@
+r"""The best prices on memory: Kelley's cutting planes with a step half-way, a few dozen sweeps.
+
+Every point $k$ that `Pricing.at` returns is a cut, $D(\lambda) \le \mathrm{objective}_k + \lambda
+\cdot \mathrm{excess}_k$. `master` maximises over the cuts (a small linear programme); the next
+prices lie between its answer and the best so far. The points are also where good answers come
+from: near the best prices some fit and some are cheap, and mixtures of the two are both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xshard.solve.price import Point, Prices, Pricing
+
+MOST_SWEEPS = 40
+STEEPEST = 100.0
+TILTS = (0.01, 0.04, 0.16, 0.64)
+CLOSE = 1e-6
+Master = Callable[[Sequence[Point], Sequence[int], float], tuple[Prices, float]]
+
+
+@dataclass(slots=True)
+class Dual:
+    """All points in order, the one with the best bound, and the rows that have had a price."""
+
+    points: list[Point]
+    best: Point
+    rows: list[int]
+
+    def mixture(self, most: int) -> list[Point]:
+        """The `most` cheapest points that fit, and as many of the last that do not."""
+        fitting = [p for p in self.points if p.excess.max(initial=0) <= 0]
+        over = [p for p in self.points[1:] if p.excess.max(initial=0) > 0]
+        return [*sorted(fitting, key=lambda p: p.objective)[:most], *over[-most:], self.best]
+
+
+def climb(pricing: Pricing, master: Master, first_rows: Sequence[int]) -> Dual:
+    """Raises the bound until the cuts allow no more, or MOST_SWEEPS are spent."""
+    point = pricing.at(np.zeros(len(pricing.problem.rows)))
+    dual = Dual([point], point, sorted(first_rows))
+    for sweep in range(MOST_SWEEPS):
+        aim, most = _aim(pricing, dual, master)
+        if most - dual.best.bound <= CLOSE * abs(most):
+            break
+        point = pricing.at(aim if sweep == 0 else (aim + dual.best.prices) / 2)
+        dual.points.append(point)
+        if point.bound > dual.best.bound:
+            dual.best = point
+        if point.excess.max() > 0:
+            dual.rows = sorted({*dual.rows, int(point.excess.argmax())})
+    return dual
+
+
+def split(pricing: Pricing, dual: Dual) -> None:
+    """Adds points that just fit: the first nodes pay a little more than the best prices, the rest
+    a little less, and bisection finds how many have to pay more.
+    """
+    size = len(pricing.problem.nodes)
+    for tilt in TILTS:
+        low, high = 0, size
+        while low < high:
+            middle = (low + high) // 2
+            weights = np.where(np.arange(size) < middle, 1 + tilt, 1 - tilt)
+            point = pricing.at(dual.best.prices, weights)
+            dual.points.append(point)
+            fits = point.excess.max(initial=0) <= 0
+            low, high = (low, middle) if fits else (middle + 1, high)
+        if low < size:
+            return
+
+
+def _aim(pricing: Pricing, dual: Dual, master: Master) -> tuple[Prices, float]:
+    """The master's prices for all rows, and the value it gives them."""
+    some, most = master(dual.points, dual.rows, STEEPEST)
+    prices = np.zeros(len(pricing.problem.rows))
+    prices[dual.rows] = some
+    return prices, most

@@ -1,0 +1,113 @@
+r"""Memory at a price: the Lagrangian of the rows, evaluated exactly by a `Sweep`.
+
+A point is the cheapest choice of everything at given prices. Its objective and its excess over the
+limit, row by row, are a cut for the next prices; its `bound` holds for the problem.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xshard.solve.check import Ledger, objective_of
+from xshard.solve.drop import Drop
+from xshard.solve.problem import FORBIDDEN, Ints, Problem
+from xshard.solve.sweep import Sweep
+
+Prices = NDArray[np.float64]
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The cheapest choices at `prices` (ns a byte, one a row).
+
+    Attributes:
+      objective: what they cost, in ns, without the prices.
+      excess: live bytes over the limit, one a row; negative where they fit.
+      bound: no feasible choices cost less.
+    """
+
+    prices: Prices
+    choices: tuple[int, ...]
+    objective: int
+    excess: Ints
+    bound: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """A problem with a limit, ready to be priced."""
+
+    problem: Problem
+    ledger: Ledger
+    sweep: Sweep
+    costs: list[Ints]
+    usages: list[Ints | None]
+
+    @staticmethod
+    def of(problem: Problem) -> Pricing | None:
+        """None if the problem is too wide for a sweep."""
+        sweep = Sweep.of(problem)
+        if sweep is None:
+            return None
+        dense = [(e.costs, e.usage) for e in problem.edges]
+        costs = sweep.edge_tables([c for c, _ in dense])
+        filled = [np.zeros_like(c) if u is None else u for c, u in dense]
+        small = sweep.edge_tables(filled)
+        usages = [None if u is None else s for (_, u), s in zip(dense, small, strict=True)]
+        return Pricing(problem, Ledger.of(problem), sweep, costs, usages)
+
+    def at(self, prices: Prices, weights: Prices | None = None) -> Point:
+        """The cheapest choices at `prices`; with `weights` nodes pay so many times as much.
+
+        The bound holds without weights only; with them it is 0.
+        """
+        costs, tables = self._priced(prices, weights)
+        least = self.sweep.up(costs, tables)
+        choices = self.sweep.down(costs, tables)
+        assert self.problem.limit is not None
+        excess = self.ledger.live_bytes(self.problem, choices) - self.problem.limit
+        bound = self.problem.constant + least - self._refund(prices)
+        objective = objective_of(self.problem, choices)
+        return Point(prices, choices, objective, excess, bound if weights is None else 0)
+
+    def within(self, prices: Prices, most: int) -> Drop:
+        """Leaves out every choice that no feasible answer of `most` or less contains."""
+        costs, tables = self._priced(prices)
+        least = self.sweep.up(costs, tables)
+        marginals = self.sweep.marginals(costs, tables, least)
+        most_priced = most - self.problem.constant + self._refund(prices)
+        kept = [np.flatnonzero(m <= min(most_priced, FORBIDDEN - 1)) for m in marginals]
+        return Drop(tuple(k if len(k) else np.zeros(1, np.intp) for k in kept))
+
+    def _refund(self, prices: Prices) -> int:
+        """At least what the prices pay back for memory up to the limit, in ns."""
+        assert self.problem.limit is not None
+        room = (self.problem.limit - self.ledger.base).astype(np.float64)
+        paid = prices * room
+        return int(np.ceil(paid.sum() + ROUNDING * np.abs(paid).sum()))
+
+    def _priced(
+        self, prices: Prices, weights: Prices | None = None
+    ) -> tuple[list[Ints], list[Ints]]:
+        each = prices @ self.ledger.node_counts
+        each = each if weights is None else each * weights
+        nodes = zip(self.problem.nodes, each, strict=True)
+        costs = [_plus(n.costs, float(price), n.usage) for n, price in nodes]
+        tables = list(self.costs)
+        for k, price in zip(self.ledger.edges, prices @ self.ledger.edge_counts, strict=True):
+            usage = self.usages[k]
+            assert usage is not None
+            tables[k] = _plus(tables[k], float(price), usage)
+        return costs, tables
+
+
+def _plus(costs: Ints, price: float, usage: Ints) -> Ints:
+    """costs + price × usage, rounded down; what is forbidden stays so."""
+    if price == 0.0:
+        return costs
+    extra = np.floor(usage * (price * (1 - ROUNDING))).astype(np.int64)
+    return np.where(costs < FORBIDDEN, costs + extra, FORBIDDEN)

@@ -1,0 +1,23 @@
+"""Holds a compiled step against its plan."""
+
+from __future__ import annotations
+
+from xshard.plan.plan import Plan
+from xshard.verify.audit import Audit, PlannedCollective, audit
+from xshard.verify.hlo import collectives_in
+
+
+def audit_step(plan: Plan, compiled_text: str, target: str) -> Audit:
+    """Planned against compiled collectives; `target` is the platform ("cpu", "cuda", "tpu")."""
+    planned = [
+        PlannedCollective(
+            kind=_KINDS.get(c.kind, c.kind), axes=c.axes, bytes=c.nbytes, count=c.count,
+            value=c.value, source=c.source,
+        )
+        for c in plan.collectives
+    ]  # fmt: skip
+    compiled = collectives_in(compiled_text, plan.mesh.sizes, plan.mesh.names)
+    return audit(planned, compiled, target=target)
+
+
+_KINDS = {"permute": "collective-permute"}
