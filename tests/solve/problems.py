@@ -70,7 +70,9 @@ def fits(problem, choices):
 def _specs(sizes=(2, 4), dims=2):
     """Every way to put each mesh axis on one of `dims` dimensions or none, and its shards."""
     specs = list(product(range(-1, dims), repeat=len(sizes)))
-    shards = [int(np.prod([s for s, d in zip(sizes, spec, strict=True) if d >= 0])) for spec in specs]
+    shards = [
+        int(np.prod([s for s, d in zip(sizes, spec, strict=True) if d >= 0])) for spec in specs
+    ]
     return specs, np.array(shards)
 
 
@@ -79,8 +81,12 @@ def reshard(size_bytes, ns_per_kib=1):
     specs, shards = _specs()
     local = size_bytes // shards
     same = np.array([[a == b for b in specs] for a in specs])
-    steps = np.array([[sum(x != y for x, y in zip(a, b, strict=True)) for b in specs] for a in specs])
-    free = np.array([[all(x in (-1, y) for x, y in zip(a, b, strict=True)) for b in specs] for a in specs])
+    steps = np.array(
+        [[sum(x != y for x, y in zip(a, b, strict=True)) for b in specs] for a in specs]
+    )
+    free = np.array(
+        [[all(x in (-1, y) for x, y in zip(a, b, strict=True)) for b in specs] for a in specs]
+    )
     moved = np.maximum(local[:, None], local) // 1024
     costs = np.where(free, 0, steps * (1000 + moved * ns_per_kib))
     return costs.astype(np.int64), np.where(same | free, 0, local).astype(np.int64)
@@ -107,7 +113,9 @@ class _Step:
         strategies = list(product(range(-1, 4), repeat=2))
         specs, _ = _specs()
         out = np.array([specs.index(tuple(d if d < 2 else -1 for d in s)) for s in strategies])
-        need = np.array([specs.index(tuple(d - 1 if d in (1, 2) else -1 for d in s)) for s in strategies])
+        need = np.array(
+            [specs.index(tuple(d - 1 if d in (1, 2) else -1 for d in s)) for s in strategies]
+        )
         degree = np.array([2 ** (a >= 0) * 4 ** (b >= 0) for a, b in strategies])
         partial = np.array([sum(d == 2 for d in s) for s in strategies])
         costs = flops // degree + partial * (size // 512)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tests.solve.problems import brute_force, fits, random_problem
-from xshard.solve.problem import Infeasible, Solution
+from tests.solve.problems import brute_force, fits, random_problem, training_step
+from xshard.solve.check import Violation, check, evaluate
+from xshard.solve.problem import FORBIDDEN, Infeasible, Solution
 from xshard.solve.search import solve
+
+KINDS = [{"rows": False}, {}, {"forbidden": 0}, {"forbidden": 0.4}]
 
 
 def agrees(problem, answer):
@@ -18,16 +23,80 @@ def agrees(problem, answer):
 
 @pytest.mark.parametrize("block", range(10))
 def test_equals_brute_force(block):
-    kinds = [{"rows": False}, {}, {"forbidden": 0}, {"forbidden": 0.4}]
     for seed in range(40 * block, 40 * block + 40):
-        problem = random_problem(seed, **kinds[seed % 4])
+        problem = random_problem(seed, **KINDS[seed % 4])
         assert agrees(problem, solve(problem)), seed
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_same_bytes_every_time(seed):
-    problem = random_problem(seed, nodes=12, most=8, forbidden=0)
-    first, second = solve(problem), solve(problem)
-    assert isinstance(first, Solution)
-    assert isinstance(second, Solution)
-    assert first.choices == second.choices
+@pytest.fixture(scope="module")
+def step():
+    """A small training step with a limit half-way between its free peak and nothing."""
+    problem = training_step(3)
+    free = solve(problem)
+    _, peak, _ = evaluate(problem, free.choices)
+    return replace(problem, limit=peak // 2), free
+
+
+@pytest.mark.parametrize("time_limit_s", [0.01, 1.0])
+def test_same_bytes_even_when_time_runs_out(step, time_limit_s):
+    problem, _ = step
+    first, second = (solve(problem, time_limit_s=time_limit_s) for _ in range(2))
+    assert (first.choices, first.bound) == (second.choices, second.bound)
+
+
+def test_more_time_never_hurts_and_bounds_hold(step):
+    problem, free = step
+    short, long = (solve(problem, time_limit_s=s) for s in (0.01, 4.0))
+    assert check(problem, long.choices) == long.objective <= short.objective
+    assert free.objective <= short.bound <= long.objective
+    assert free.objective <= long.bound <= short.objective
+    assert long.gap < 0.01
+
+
+def test_ample_memory_costs_nothing(step):
+    problem, free = step
+    _, peak, _ = evaluate(problem, free.choices)
+    assert solve(replace(problem, limit=peak)).objective == free.objective == free.bound
+
+
+def test_a_hint_that_fits_is_never_lost(step):
+    problem, _ = step
+    hint = solve(problem, time_limit_s=1.0).choices
+    again = solve(problem, time_limit_s=0.01, hint=hint)
+    assert again.objective <= evaluate(problem, hint)[0]
+
+
+def test_progress_is_monotone(step):
+    problem, _ = step
+    seen = []
+    solve(problem, time_limit_s=1.0, on_progress=seen.append)
+    assert [p.bound for p in seen] == sorted(p.bound for p in seen)
+    found = [p.objective for p in seen if p.objective is not None]
+    assert found == sorted(found, reverse=True)
+
+
+def test_forbidden_everywhere_says_that_no_limit_helps():
+    problem = random_problem(1, rows=False)
+    nodes = tuple(replace(n, costs=n.costs * 0 + FORBIDDEN) for n in problem.nodes)
+    assert solve(replace(problem, nodes=nodes)) == Infeasible(None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"limit": 0, "constant": 0}, "bytes live, the limit is 0"),
+        ({"limit": None}, None),
+    ],
+)
+def test_check_says_what_is_wrong(step, change, message):
+    problem, free = step
+    if message is None:
+        assert check(replace(problem, **change), free.choices) == free.objective
+    else:
+        with pytest.raises(Violation, match=message):
+            check(replace(problem, **change), free.choices)
+
+
+def test_solutions_are_solutions(step):
+    assert isinstance(step[1], Solution)
+    assert step[1].gap == 0.0

@@ -17,7 +17,7 @@ from xshard.solve.price import Point, Prices, Pricing
 
 MOST_SWEEPS = 40
 STEEPEST = 100.0
-TILTS = (0.01, 0.04, 0.16, 0.64)
+TILTS = (0.16, 0.64)
 CLOSE = 1e-6
 Master = Callable[[Sequence[Point], Sequence[int], float], tuple[Prices, float]]
 
@@ -55,8 +55,11 @@ def climb(pricing: Pricing, master: Master, first_rows: Sequence[int]) -> Dual:
 
 
 def split(pricing: Pricing, dual: Dual) -> None:
-    """Adds points that just fit: the first nodes pay a little more than the best prices, the rest
-    a little less, and bisection finds how many have to pay more.
+    """Adds points that just fit: the first nodes pay more than the best prices, the rest less, and
+    bisection finds how many have to pay more.
+
+    At one price for all, chains of nodes change their layout together and the memory jumps across
+    the limit; a tilt pays for one reshard in the middle of the chain.
     """
     size = len(pricing.problem.nodes)
     for tilt in TILTS:
@@ -68,8 +71,6 @@ def split(pricing: Pricing, dual: Dual) -> None:
             dual.points.append(point)
             fits = point.excess.max(initial=0) <= 0
             low, high = (low, middle) if fits else (middle + 1, high)
-        if low < size:
-            return
 
 
 def _aim(pricing: Pricing, dual: Dual, master: Master) -> tuple[Prices, float]:

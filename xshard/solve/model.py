@@ -46,7 +46,7 @@ class Variables:
 
     def member(self, node: int, choices: Ints) -> Literal:
         """The literal of node `node` taking one of `choices`."""
-        picks = [self.picks[node][c] for c in choices]
+        picks = [self.picks[node][int(c)] for c in choices]
         if len(picks) == 1:
             return picks[0]
         key = (node, choices.tobytes())
@@ -126,11 +126,14 @@ def minimise_peak(problem: Problem) -> Model:
 
 def _most(problem: Problem, t: int) -> int:
     row = problem.rows[t]
-    nodes = zip(row.nodes.tolist(), row.node_counts.tolist(), strict=True)
-    counted = [(problem.nodes[i].usage, n) for i, n in nodes]
-    edges = zip(row.edges.tolist(), row.edge_counts.tolist(), strict=True)
+    counted = [(problem.nodes[i].usage, n) for i, n in _entries(row.nodes, row.node_counts)]
+    edges = _entries(row.edges, row.edge_counts)
     counted += [(u, n) for k, n in edges if (u := problem.edges[k].usage) is not None]
     return row.base + sum(n * int(u.max()) for u, n in counted)
+
+
+def _entries(indices: Ints, counts: Ints) -> list[tuple[int, int]]:
+    return [(int(i), int(n)) for i, n in zip(indices, counts, strict=True)]
 
 
 def _choices(problem: Problem) -> Variables:
@@ -203,7 +206,7 @@ def _pairs(
 def _forbid(v: Variables, edge: Edge, rows: Classes, columns: Classes, costs: Ints) -> None:
     xa, xb = _literals(v, edge.a, rows), _literals(v, edge.b, columns)
     for r, c in np.argwhere(costs >= FORBIDDEN):
-        v.cp.add_bool_or([xa[r].negated(), xb[c].negated()])
+        v.cp.add_bool_or([xa[int(r)].negated(), xb[int(c)].negated()])
 
 
 def _thresholds(v: Variables, edge: Edge, rows: Classes, columns: Classes, values: Ints) -> Terms:
@@ -227,13 +230,16 @@ def _thresholds(v: Variables, edge: Edge, rows: Classes, columns: Classes, value
 def _live(v: Variables, problem: Problem, t: int, live: list[Terms]) -> cp_model.LinearExprT:
     row = problem.rows[t]
     terms: Terms = []
-    for i, n in zip(row.nodes.tolist(), row.node_counts.tolist(), strict=True):
-        usage = problem.nodes[i].usage.tolist()
-        terms += [(n * u, x) for u, x in zip(usage, v.picks[i], strict=True) if u]
-    for k, n in zip(row.edges.tolist(), row.edge_counts.tolist(), strict=True):
+    for i, n in _entries(row.nodes, row.node_counts):
+        used = zip(problem.nodes[i].usage, v.picks[i], strict=True)
+        terms += [(n * int(u), x) for u, x in used if u]
+    for k, n in _entries(row.edges, row.edge_counts):
         terms += [(n * u, x) for u, x in live[k]]
     return _sum(terms) + row.base
 
 
 def _sum(terms: Terms) -> cp_model.LinearExpr:
-    return cp_model.LinearExpr.weighted_sum([x for _, x in terms], [c for c, _ in terms])
+    literals, coefficients = [x for _, x in terms], [c for c, _ in terms]
+    return cp_model.LinearExpr.weighted_sum(  # pyright: ignore[reportUnknownMemberType]
+        literals, coefficients
+    )

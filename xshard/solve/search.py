@@ -121,7 +121,9 @@ def _master(points: Sequence[Point], rows: Sequence[int], steepest: float) -> tu
     prices = [lp.new_num_var(0, steepest, "") for _ in rows]
     for p in points:
         paid = [-float(p.excess[t]) / size for t in rows]
-        terms = model_builder.LinearExpr.weighted_sum([value, *prices], [1.0, *paid])
+        terms = model_builder.LinearExpr.weighted_sum(  # pyright: ignore[reportUnknownMemberType]
+            [value, *prices], [1.0, *paid]
+        )
         lp.add(terms <= p.objective / cost)
     lp.maximize(value)
     solver = model_builder.Solver("glop")
