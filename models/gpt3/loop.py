@@ -31,7 +31,6 @@ def train(args: Arguments, config: GPT3Config) -> None:
     """
     report = Report(as_json=args.json, silent=jax.process_index() > 0)
     trainer = Trainer(args, config, make_mesh(args.mesh), report)
-    report.plan(trainer.step.plan)
     checkpoints = None
     if args.checkpoint_dir:
         checkpoints = Checkpoints(args.checkpoint_dir, config, args.seed)
@@ -47,13 +46,15 @@ class Trainer:
     def __init__(
         self, args: Arguments, config: GPT3Config, mesh: Mesh | int, report: Report
     ) -> None:
-        """Plans and compiles; nothing is allocated on the devices yet."""
+        """Plans, says how, and compiles; nothing is allocated on the devices yet."""
         self.args, self.config, self.report = args, config, report
         self.text = Text.read(seed=args.seed)
         self.steps = make_train_step(config)
         self.state_avals, self.batch_avals = state_avals(config), batch_avals(config)
         self.step = xshard.auto_shard(self.steps.train, mesh, **_options(args))
-        self.compiled = self.step.lower(self.state_avals, self.batch_avals).compile()
+        lowered = self.step.lower(self.state_avals, self.batch_avals)
+        report.plan(self.step.plan)
+        self.compiled = lowered.compile()
         if args.save_plan and jax.process_index() == 0:
             self.step.plan.save(args.save_plan)
         self.state_shardings, self.batch_shardings = self.step.in_shardings
