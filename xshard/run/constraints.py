@@ -9,7 +9,6 @@ from jax.sharding import Mesh, PartitionSpec
 from xshard.ir.fold import Classes
 from xshard.ir.graph import Graph, Op
 from xshard.plan.plan import Plan
-from xshard.plan.records import PlannedOp
 from xshard.rules import Rule
 from xshard.run.annotate import Constraints, Key
 from xshard.spec import Spec
@@ -41,12 +40,12 @@ def constraints_of(
     first_use: dict[tuple[int, str, Spec], Key] = {}
     moved_in: dict[tuple[int, Spec], str] = {}
     op_class, value_class = classes.op_class.tolist(), classes.value_class.tolist()
+    inner = _inner_values(plan, graph, classes, rules)
     for op in graph.ops:
-        planned, rule = plan.ops[op_class[op.id]], rules[op_class[op.id]]
+        planned = plan.ops[op_class[op.id]]
         for r, v in enumerate(op.outputs):
-            spec = plan.values[value_class[v]]
-            if graph.values[v].shape and not _follows(graph, op, planned, rule, spec):
-                results[op.address, r] = partition_spec(spec, mesh)
+            if graph.values[v].shape and v not in inner:
+                results[op.address, r] = partition_spec(plan.values[value_class[v]], mesh)
         for k, v in enumerate(op.inputs):
             if v is None or not graph.values[v].shape:
                 continue
@@ -71,12 +70,26 @@ def partition_spec(spec: Spec, mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*(n[0] if len(n) == 1 else n or None for n in names))
 
 
-def _follows(graph: Graph, op: Op, planned: PlannedOp, rule: Rule, spec: Spec) -> bool:
-    """Whether an elementwise op's result is split like an operand of its shape anyway."""
-    if rule.kind != "elementwise" or any(v is None for v in op.outputs):
-        return False
+def _inner_values(
+    plan: Plan, graph: Graph, classes: Classes, rules: Sequence[Rule]
+) -> frozenset[int]:
+    """Values inside an elementwise chain of one spec, which propagation fills in for certain.
+
+    Both ends of such a chain are constrained. Values anywhere else must be too: XLA would split an
+    open one further where a neighbour suggests it, and gather it again.
+    """
+    inner = set(range(len(graph.values))).difference(graph.outputs)
+    for op in graph.ops:
+        c = int(classes.op_class[op.id])
+        same = _same_shape_values(graph, op) if rules[c].kind == "elementwise" else ()
+        reads = [(v, plan.ops[c].operands[k]) for k, v in enumerate(op.inputs) if v is not None]
+        moved = {v for v, need in reads if need != plan.values[int(classes.value_class[v])]}
+        inner.difference_update(v for v, _ in reads if v not in same or v in moved)
+        if not same or moved:
+            inner.difference_update(op.outputs)
+    return frozenset(inner)
+
+
+def _same_shape_values(graph: Graph, op: Op) -> frozenset[int]:
     shape = graph.values[op.outputs[0]].shape
-    return any(
-        v is not None and graph.values[v].shape == shape and planned.operands[k] == spec
-        for k, v in enumerate(op.inputs)
-    )
+    return frozenset(v for v in op.inputs if v is not None and graph.values[v].shape == shape)
