@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 import xshard
 from models.gpt3.checkpoint import Checkpoints
@@ -51,15 +51,18 @@ class Trainer:
         self.text = Text.read(seed=args.seed)
         self.steps = make_train_step(config)
         self.state_avals, self.batch_avals = state_avals(config), batch_avals(config)
-        self.step = xshard.auto_shard(self.steps.train, mesh, **_options(args))
+        options = _options(args)
+        self.step = xshard.auto_shard(self.steps.train, mesh, donate_argnums=(0,), **options)
         lowered = self.step.lower(self.state_avals, self.batch_avals)
         report.plan(self.step.plan)
         self.compiled = lowered.compile()
         if args.save_plan and jax.process_index() == 0:
             self.step.plan.save(args.save_plan)
         self.state_shardings, self.batch_shardings = self.step.in_shardings
-        everywhere = NamedSharding(self.batch_shardings["inputs"].mesh, PartitionSpec())
-        self.evaluate = jax.jit(self.steps.eval, out_shardings=everywhere)
+        mesh = self.batch_shardings["inputs"].mesh
+        specs = jax.tree.map(lambda sharding: sharding.spec, self.step.in_shardings)
+        options.pop("plan", None)
+        self.evaluate = xshard.auto_shard(self.steps.eval, mesh, in_specs=specs, **options)
         self.times_s: list[float] = []
 
     def created(self) -> Any:
@@ -138,8 +141,7 @@ def _options(args: Arguments) -> dict[str, Any]:
         "time_limit": args.time_limit,
         "plan": xshard.Plan.load(args.plan) if args.plan else None,
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    return {"donate_argnums": (0,), **given}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _allocated_bytes(compiled: Any) -> int | None:
