@@ -39,13 +39,13 @@ class TrainState(TypedDict):
 
 
 class Steps(NamedTuple):
-    """What a training loop needs of a model."""
+    """What a training loop needs of a model; the state is any pytree, here a `TrainState`."""
 
-    init: Callable[[jax.Array], TrainState]
+    init: Callable[[jax.Array], Any]
     """Key → first state."""
-    train: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    train: Callable[[Any, Batch], tuple[Any, Metrics]]
     """(state, batch) → (next state, metrics)."""
-    eval: Callable[[TrainState, Batch], Metrics]
+    eval: Callable[[Any, Batch], Metrics]
     """(state, batch) → metrics, without dropout or smoothing."""
 
 

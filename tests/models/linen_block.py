@@ -125,7 +125,7 @@ def make_linen_step(config: GPT3Config) -> Steps:
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
         rngs = None if key is None else {"dropout": key}
-        logits = model.apply({"params": params}, batch["inputs"], key is None, rngs=rngs)
+        logits: Any = model.apply({"params": params}, batch["inputs"], key is None, rngs=rngs)
         labels = jax.nn.one_hot(batch["targets"], config.vocab)
         if key is not None:
             labels = optax.smooth_labels(labels, config.label_smoothing)
