@@ -110,7 +110,7 @@ def make_plan(prepared: Prepared, on_step: Callable[[str], None] = lambda _: Non
 def prepare(request: Request) -> Prepared:
     """Classes, their rules, and where values are stored."""
     graph = request.traced.graph
-    classes = fold(graph, dict(request.pins))
+    classes = fold(graph, request.pins)
     rules = tuple(rule_of(graph, graph.ops[m[len(m) // 2]]) for m in classes.members)
     stored = storage(graph, [rules[c] for c in classes.op_class.tolist()])
     prices = ClusterPrices(graph, stored, request.cluster, request.mesh)

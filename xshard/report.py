@@ -102,11 +102,13 @@ def _notes(ops: tuple[PlannedOp, ...], prices: ClusterPrices) -> Iterator[str]:
 def _collectives(d: Draft, a: Assignment, prices: ClusterPrices) -> Iterator[PlannedCollective]:
     """Sums, resharded copies, other resharded operands, and results put in their places."""
 
-    def planned(steps: list[Step], value: Value, count: int, source: str) -> Iterator[PlannedCollective]:
+    def planned(
+        steps: list[Step], value: Value, count: int, source: str, combined: bool = False
+    ) -> Iterator[PlannedCollective]:
         for s in steps:
             axes = tuple(d.mesh.names[x] for x in s.axes)
             name = value.name or d.name_of(value)
-            time_ns = count * prices.step_ns(s)
+            time_ns = count * prices.step_ns(s, combined)
             yield PlannedCollective(s.kind, axes, round(s.nbytes), count, time_ns, name, source)
 
     for c, strategy in enumerate(a.strategies):
@@ -120,7 +122,8 @@ def _collectives(d: Draft, a: Assignment, prices: ClusterPrices) -> Iterator[Pla
                 raw, strategy.partial, final, value.shape, value.itemsize, d.mesh
             )
             rest = prices.steps(value.shape, value.itemsize, middle, final)
-            yield from planned([*steps, *rest], value, count, op.source)
+            combined = d.is_gradient[int(d.classes.value_class[v])]
+            yield from planned([*steps, *rest], value, count, op.source, combined)
     for value_class, src, dst, count, source in moves(d, a):
         value = d.value(value_class)
         yield from planned(

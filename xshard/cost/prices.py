@@ -20,6 +20,9 @@ from xshard.strategies import Strategy, specs_of
 
 Ints = NDArray[np.int64]
 
+_COMBINED = 16
+"""How many gradient collectives the combiner makes one of, about."""
+
 _FLOPS_PER_ELEMENT = 2.0
 _FLOPS_PER_COSTLY_ELEMENT = 12.0
 _FLOPS_PER_RANDOM_WORD = 100.0
@@ -88,9 +91,13 @@ class ClusterPrices:
             src = stop
         return found
 
-    def step_ns(self, step: Step) -> int:
-        """Nanoseconds of one collective."""
-        return self.collectives.time_ns(step.kind, step.nbytes, step.axes, step.devices)
+    def step_ns(self, step: Step, combined: bool = False) -> int:
+        """Nanoseconds of one collective, alone or joined with others."""
+        alone = self.collectives.time_ns(step.kind, step.nbytes, step.axes, step.devices)
+        if not combined:
+            return alone
+        start = self.collectives.time_ns(step.kind, 0, step.axes, step.devices)
+        return alone - start + start // _COMBINED
 
     def _table(self, shape: tuple[int, ...], itemsize: float) -> tuple[Ints, Ints]:
         key = shape, itemsize
@@ -100,9 +107,19 @@ class ClusterPrices:
         return self._tables[key]
 
     def reduce_ns(
-        self, shape: tuple[int, ...], itemsize: float, raw: Spec, partial: tuple[int, ...]
+        self,
+        shape: tuple[int, ...],
+        itemsize: float,
+        raw: Spec,
+        partial: tuple[int, ...],
+        combined: bool = False,
     ) -> Ints:
-        """From sums that are partial over `partial` to each of `specs_of(shape)`."""
+        """From sums that are partial over `partial` to each of `specs_of(shape)`.
+
+        Args:
+          combined: nothing waits for the result before the backward pass ends, so XLA's combiner
+            joins it with others of its kind: only its bytes count, and a share of the latency.
+        """
         specs = self._specs(shape)
         if not partial:
             return self.reshard_ns(shape, itemsize)[specs.index(raw)]
@@ -111,7 +128,7 @@ class ClusterPrices:
         times = np.empty(len(specs), dtype=np.int64)
         for j, final in enumerate(specs):
             steps, middle = reduction(raw, partial, final, shape, itemsize, self.mesh)
-            cost = sum(self.step_ns(s) for s in steps)
+            cost = sum(self.step_ns(s, combined) for s in steps)
             times[j] = cost + table[position[middle], j]
         return times
 

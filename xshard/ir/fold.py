@@ -1,4 +1,4 @@
-"""Repeated layers: ops that stand at the same place of equal stretches of the program share a class.
+"""Repeated layers: ops at the same place of equal stretches of the program share a class.
 
 A model with 48 layers has 48 equal stretches of ops in its forward pass, 48 in its backward pass
 and as many in the optimizer's update. `fold` finds such tandem repeats in the sequence of op
@@ -12,7 +12,7 @@ choices for equal ops), so nothing here needs to prove that the stretches are re
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,14 @@ class Classes:
         return self
 
 
-def fold(graph: Graph, input_keys: dict[int, Hashable] | None = None) -> Classes:
-    """Partitions ops and values; `input_keys` keeps inputs with different keys (pins) apart."""
-    signatures = _intern([signature(graph, op) for op in graph.ops])
+def fold(graph: Graph, keys: Mapping[int, Hashable] | None = None) -> Classes:
+    """Partitions ops and values; values with different `keys` (pins) are kept apart."""
+    keys = keys or {}
+    signatures = _intern([
+        (signature(graph, op), tuple(keys.get(v) for v in op.outputs)) for op in graph.ops
+    ])  # fmt: skip
     op_class = _dense(_label(signatures))
-    value_class = _value_classes(graph, op_class, input_keys or {})
+    value_class = _value_classes(graph, op_class, keys)
     return Classes(op_class, value_class, _groups(op_class), _groups(value_class))
 
 
@@ -139,22 +142,22 @@ def _free_stretches(
 
 
 def _value_classes(
-    graph: Graph, op_class: NDArray[np.int64], input_keys: dict[int, Hashable]
+    graph: Graph, op_class: NDArray[np.int64], keys: Mapping[int, Hashable]
 ) -> NDArray[np.int64]:
     """Results by (class of the op, position); inputs by who reads them, and as which operand."""
     uses = graph.consumers()
     results = {v: i for i, v in enumerate(graph.outputs) if v is not None}
-    keys: list[Hashable] = []
+    named: list[Hashable] = []
     for value in graph.values:
         if value.producer >= 0:
             position = graph.ops[value.producer].outputs.index(value.id)
-            keys.append(("op", int(op_class[value.producer]), position))
+            named.append(("op", int(op_class[value.producer]), position))
         else:
             readers = frozenset((int(op_class[op]), k) for op, k in uses[value.id])
             alone = value.id if not readers or value.id in results else -1
-            pin = input_keys.get(value.id)
-            keys.append(("in", value.shape, value.dtype, readers, pin, alone))
-    return _dense(_intern(keys))
+            pin = keys.get(value.id)
+            named.append(("in", value.shape, value.dtype, readers, pin, alone))
+    return _dense(_intern(named))
 
 
 def _dense(labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ Edges carry the time of resharding from where a value is made to how it is read.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -26,7 +26,7 @@ from xshard.ir.fold import Classes
 from xshard.ir.graph import Graph, Op, Value
 from xshard.rules.rule import Rule
 from xshard.solve.followers import followers
-from xshard.solve.problem import Edge, Node
+from xshard.solve.problem import FORBIDDEN, Edge, Node
 from xshard.spec import MeshShape, Spec, num_shards
 from xshard.strategies import Strategy, specs_of, strategies_of
 
@@ -45,7 +45,12 @@ class Prices(Protocol):
         ...
 
     def reduce_ns(
-        self, shape: tuple[int, ...], itemsize: float, raw: Spec, partial: tuple[int, ...]
+        self,
+        shape: tuple[int, ...],
+        itemsize: float,
+        raw: Spec,
+        partial: tuple[int, ...],
+        combined: bool,
     ) -> Ints:
         """From partial sums over `partial` to each of `specs_of(shape)`."""
         ...
@@ -68,6 +73,7 @@ class Draft:
     Attributes:
       chained: for each op class, whether it shares its node with a chain of elementwise ops; such
         a node's usage is in elements, not bytes.
+      is_gradient: for each value class, whether only the update reads what the backward made.
       strategies, op_node: for each op class, its strategies and the node whose choice picks one.
       stored: value class -> (node, for each of its choices the index of a spec): where it is kept.
       copies: (value class, phase) -> the same for the resharded copy that its readers share.
@@ -82,6 +88,7 @@ class Draft:
     storage: Storage
     prices: Prices
     chained: tuple[bool, ...] = ()
+    is_gradient: tuple[bool, ...] = ()
     pins: Mapping[int, Pin] = field(default_factory=dict[int, "Pin"])
     ties: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     nodes: list[Node] = field(default_factory=list)
@@ -160,13 +167,35 @@ def draft(
     leaders = followers(graph, classes, rules)
     sizes = np.bincount(leaders)
     chained = [bool(sizes[leader] > 1) for leader in leaders]
-    d = Draft(graph, classes, mesh, rules, storage, prices, tuple(chained), pins)
+    d = Draft(graph, classes, mesh, rules, storage, prices, tuple(chained), _gradients(graph, classes, rules), pins)
     _add_inputs(d, pins)
     for c, leader in enumerate(leaders):
         _add_op(d, c, leader, pins)
     _add_uses(d)
     _add_ties(d, ties)
     return d
+
+
+def _gradients(
+    graph: Graph, classes: Classes, rules: Sequence[Rule]
+) -> tuple[bool, ...]:
+    """For each value class, whether nothing but the update waits for it, views in between apart."""
+    waits = [False] * len(graph.values)
+    for v in graph.outputs:
+        if v is not None:
+            waits[v] = True
+    for op in reversed(graph.ops):
+        light = rules[int(classes.op_class[op.id])].kind in ("view", "elementwise")
+        passes = light and not any(waits[v] for v in op.outputs)
+        for v in op.inputs:
+            if v is not None and op.phase != "update" and not passes:
+                waits[v] = True
+    found = [True] * len(classes.value_members)
+    for v in graph.values:
+        made_here = v.producer >= 0 and graph.ops[v.producer].phase == "bwd"
+        if waits[v.id] or not made_here:
+            found[int(classes.value_class[v.id])] = False
+    return tuple(found)
 
 
 def allowed(spec: Spec, pin: Pin | None) -> bool:
@@ -194,13 +223,16 @@ def _add_inputs(d: Draft, pins: Mapping[int, Pin]) -> None:
 def _add_op(d: Draft, c: int, leader: int, pins: Mapping[int, Pin]) -> None:
     """A node of its own, or a share in the node of the chain that the op follows."""
     op, rule = d.op(c), d.rules[c]
-    strategies = _op_strategies(d, op, rule, [pins.get(v) for v in op.outputs])
+    strategies = _op_strategies(d, op, rule)
     if d.chained[c]:
         specs = d.specs(d.graph.values[op.outputs[0]].shape)
         by_result = {s.results[0]: s for s in strategies}
         strategies = tuple(by_result[spec] for spec in specs)
     count = len(d.classes.members[c]) * op.repeat
     costs = np.array([count * d.prices.op_ns(d.graph, op, rule, s) for s in strategies])
+    for k, v in enumerate(op.outputs):
+        if v in pins and not any(s.partial for s in strategies):
+            costs += _barred(d, v, pins[v], [s.results[k] for s in strategies])
     if leader == c:
         node = d.add_node(f"{op.prim} {op.scope}", costs)
     else:
@@ -209,16 +241,16 @@ def _add_op(d: Draft, c: int, leader: int, pins: Mapping[int, Pin]) -> None:
     d.strategies.append(strategies)
     d.op_node.append(node)
     for k in range(len(op.outputs)):
-        _add_result(d, c, k, count)
+        _add_result(d, c, k, count, pins)
 
 
-def _add_result(d: Draft, c: int, k: int, count: int) -> None:
+def _add_result(d: Draft, c: int, k: int, count: int, pins: Mapping[int, Pin]) -> None:
     """Where result `k` of a class is kept: with the op, or in a node that finishes its sums."""
     op, node, strategies = d.op(c), d.op_node[c], d.strategies[c]
     out = d.graph.values[op.outputs[k]]
     vc = int(d.classes.value_class[out.id])
     if any(s.partial for s in strategies):
-        _add_sum(d, node, vc, out, strategies, k, count)
+        _add_sum(d, node, vc, out, strategies, k, count, pins.get(out.id))
         return
     specs = tuple(s.results[k] for s in strategies)
     if d.chained[c]:
@@ -237,38 +269,41 @@ def _local_elements(value: Value, specs: tuple[Spec, ...], mesh: MeshShape) -> I
     return np.array([-(-value.size // num_shards(s, mesh)) for s in specs], dtype=np.int64)
 
 
-def _op_strategies(
-    d: Draft, op: Op, rule: Rule, pins: list[Pin | None]
-) -> tuple[Strategy, ...]:
+def _op_strategies(d: Draft, op: Op, rule: Rule) -> tuple[Strategy, ...]:
     ins = tuple(0 if v is None else len(d.graph.values[v].shape) for v in op.inputs)
     outs = tuple(len(d.graph.values[v].shape) for v in op.outputs)
-    found = strategies_of(rule, d.mesh, ins, outs)
-    kept = tuple(
-        s for s in found
-        if all(allowed(r, p) for r, p in zip(s.results, pins, strict=True))
-    )  # fmt: skip
-    if not kept:
-        shapes = [d.graph.values[v].shape for v in op.outputs]
+    return strategies_of(rule, d.mesh, ins, outs)
+
+
+def _barred(d: Draft, v: int, pin: Pin, specs: Sequence[Spec]) -> Ints:
+    """What a pin adds to the costs: nothing where it allows the spec."""
+    fits = np.array([allowed(spec, pin) for spec in specs])
+    if not fits.any():
+        value = d.graph.values[v]
+        op = d.graph.ops[value.producer]
         raise PinError(
-            f"the sharding constraint at {op.source or op.scope} cannot hold on the mesh {d.mesh}: "
-            f"it does not divide the shape {shapes[0]} evenly; constrain another dimension."
+            f"the sharding that is asked for at {op.source or op.scope or 'a result'} cannot hold: "
+            f"{op.prim} cannot make an array of shape {value.shape} split that way on the mesh "
+            f"{d.mesh}; pin another dimension."
         )
-    return kept
+    return np.where(fits, 0, FORBIDDEN)
 
 
 def _add_sum(
     d: Draft, op_node: int, vc: int, out: Value,
-    strategies: tuple[Strategy, ...], k: int, count: int,
+    strategies: tuple[Strategy, ...], k: int, count: int, pin: Pin | None,
 ) -> None:  # fmt: skip
     specs = d.specs(out.shape)
+    costs = _barred(d, out.id, pin, specs) if pin else np.zeros(len(specs), dtype=np.int64)
     usage = local_bytes(out, specs, d.mesh) * d.is_stored(vc)
-    node = d.add_node(f"result of {d.nodes[op_node].name}", [0] * len(specs), usage)
+    node = d.add_node(f"result of {d.nodes[op_node].name}", costs, usage)
+    combined = d.is_gradient[vc]
     cache: dict[tuple[Spec, tuple[int, ...]], Ints] = {}
     rows: list[Ints] = []
     for s in strategies:
         key = s.results[k], s.partial
         if key not in cache:
-            cache[key] = count * d.prices.reduce_ns(out.shape, out.itemsize, *key)
+            cache[key] = count * d.prices.reduce_ns(out.shape, out.itemsize, *key, combined)
         rows.append(cache[key])
     d.add_edge(op_node, node, np.stack(rows))
     d.stored[vc] = node, np.arange(len(specs))
@@ -376,8 +411,3 @@ def decode(d: Draft, choices: tuple[int, ...]) -> Assignment:
     specs = tuple(spec(vc, d.stored[vc]) for vc in range(len(d.classes.value_members)))
     copies = {key: spec(key[0], place) for key, place in d.copies.items()}
     return Assignment(strategies, specs, copies)
-
-
-def input_keys(pins: Mapping[int, Pin]) -> dict[int, Hashable]:
-    """What keeps differently pinned inputs in different classes."""
-    return dict(pins)
