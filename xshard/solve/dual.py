@@ -31,10 +31,12 @@ class Dual:
     rows: list[int]
 
     def mixture(self, most: int) -> list[Point]:
-        """The `most` cheapest points that fit, and as many of the last that do not."""
+        """The `most` cheapest points that fit, as many that nearly fit, and as many of the last."""
         fitting = [p for p in self.points if p.excess.max(initial=0) <= 0]
         over = [p for p in self.points[1:] if p.excess.max(initial=0) > 0]
-        return [*sorted(fitting, key=lambda p: p.objective)[:most], *over[-most:], self.best]
+        nearly = sorted(over, key=lambda p: int(p.excess.max()))[:most]
+        cheapest = sorted(fitting, key=lambda p: p.objective)[:most]
+        return [*cheapest, *nearly, *over[-most:], self.best]
 
 
 def climb(pricing: Pricing, master: Master, first_rows: Sequence[int]) -> Dual:

@@ -111,13 +111,15 @@ def minimise_cost(problem: Problem, *, below: int | None = None) -> Model:
     return Model(v, scale, problem.constant)
 
 
-def minimise_peak(problem: Problem) -> Model:
+def minimise_peak(problem: Problem, *, below: int | None = None) -> Model:
     """The choices with the least peak over the rows; costs only forbid."""
     v = _choices(problem)
     unused: Terms = []
     live = [_charge(v, e, unused) for e in problem.edges]
     most = sum(_most(problem, t) for t in range(len(problem.rows)))
-    peak = v.cp.new_int_var(0, most, "peak")
+    peak = v.cp.new_int_var(0, most if below is None else max(below - 1, 0), "peak")
+    if below == 0:
+        v.cp.add_bool_or([])
     for t in range(len(problem.rows)):
         v.cp.add(_live(v, problem, t, live) <= peak)
     v.cp.minimize(peak)

@@ -1,37 +1,108 @@
-"""The smallest limit: the least peak instead of the least cost."""
+r"""The smallest limit: the least peak instead of the least cost.
+
+The same three steps as for costs. Prices $\lambda_t \ge 0$ with $\sum_t \lambda_t \le 1$ make
+$\min_c \sum_t \lambda_t \mathrm{live}_t(c)$ a bound of every peak; points near the best prices mix
+into good answers; and what the marginals leave is searched for a better one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from xshard.solve.check import Ledger
+from xshard.solve.check import Ledger, objective_of
+from xshard.solve.drop import Drop
+from xshard.solve.dual import Dual, Master, climb
+from xshard.solve.merge import Merge
 from xshard.solve.model import Model, Outcome, minimise_peak
+from xshard.solve.price import Pricing
 from xshard.solve.problem import FORBIDDEN, Infeasible, Ints, Problem
-from xshard.solve.reduce import FEW_ENTRIES, reduce
+from xshard.solve.reduce import FEW_ENTRIES, Reduced, reduce
+from xshard.solve.trim import Trim
 
 NO_LIMIT = 1 << 60
+MIX = 4
+Run = Callable[[Model, float], Outcome]
 
 
-def smallest_limit(problem: Problem, ledger: Ledger, run: Callable[[Model], Outcome]) -> Infeasible:
-    """The least peak of any allowed choices, over the rows that turn out to matter."""
-    free = _costless(problem)
-    active: set[int] = set()
+@dataclass(slots=True)
+class Descent:
+    """The search for the least peak of `problem` (costs are 0 or FORBIDDEN).
+
+    Attributes:
+      enough: a peak that nothing below is wanted of.
+      best: the least peak so far, and choices that reach it.
+      bound: no choices have a lower peak.
+    """
+
+    problem: Problem
+    ledger: Ledger
+    run: Run
+    enough: int
     best: tuple[int, tuple[int, ...]] | None = None
-    while True:
-        reduced = reduce(with_rows(free, active), most_entries=FEW_ENTRIES)
-        outcome = run(minimise_peak(reduced.problem))
-        if outcome.choices is None:
-            return Infeasible(best and best[0], best and best[1], proven=outcome.infeasible)
-        choices = reduced.invert(outcome.choices)
-        live = ledger.live_bytes(problem, choices)
+    bound: int = 0
+    active: set[int] = field(default_factory=set[int])
+
+    def offer(self, choices: tuple[int, ...]) -> Ints:
+        """Keeps the choices if they are the best so far; returns their live bytes."""
+        live = self.ledger.live_bytes(self.problem, choices)
         peak = int(live.max(initial=0))
-        best = min(best or (peak, choices), (peak, choices))
-        if best[0] <= outcome.bound or not outcome.optimal:
-            return Infeasible(best[0], best[1], proven=best[0] <= outcome.bound)
-        active |= summits(live, outcome.bound)
+        if objective_of(self.problem, choices) < FORBIDDEN:
+            self.best = min(self.best or (peak, choices), (peak, choices))
+        return live
+
+    def price(self, base: Reduced, pricing: Pricing, master: Master) -> Dual:
+        """Raises the bound by prices; takes the points and their best mixture."""
+        dual = climb(pricing, master, [0])
+        self.bound = max(self.bound, dual.best.bound)
+        for point in dual.points:
+            self.offer(base.invert(point.choices))
+        self.active |= {t for t in dual.rows if dual.best.prices[t] > 0}
+        chosen = sorted(dual.points, key=lambda p: int(p.excess.max()))[:MIX]
+        mixed = np.array([p.choices for p in [*chosen, *dual.points[-MIX:]]])
+        self.inside(base.then(Drop(tuple(map(np.unique, mixed.T)))), 0.3)
+        return dual
+
+    def inside(self, base: Reduced, share: float) -> int:
+        """Searches the choices of `base`; returns a bound of the peaks that they can reach."""
+        while True:
+            reduced = reduce(with_rows(base.problem, self.active), most_entries=FEW_ENTRIES)
+            below = None if self.best is None else self.best[0]
+            outcome = self.run(minimise_peak(reduced.problem, below=below), share)
+            if outcome.infeasible:
+                return NO_LIMIT if below is None else below
+            if outcome.choices is None:
+                return outcome.bound
+            live = self.offer(base.invert(reduced.invert(outcome.choices)))
+            new = summits(live, outcome.bound) - self.active
+            if not new or not outcome.optimal or (self.best and self.best[0] <= outcome.bound):
+                return outcome.bound
+            self.active |= new
+
+    def done(self) -> bool:
+        """Whether there is nothing left to find."""
+        return self.best is not None and self.best[0] <= max(self.bound, self.enough)
+
+
+def smallest_limit(problem: Problem, ledger: Ledger, run: Run, master: Master) -> Infeasible:
+    """The least peak of any allowed choices; stops early at one that fits the problem's limit."""
+    enough = -1 if problem.limit is None else problem.limit
+    free = _costless(problem)
+    search = Descent(free, ledger, run, enough)
+    base = Reduced(free, ()).then(Trim()).then(Merge())
+    base = base.then(Drop.find(base.problem))
+    pricing = Pricing.of(replace(base.problem, limit=0))
+    if pricing is not None and problem.rows:
+        dual = search.price(base, pricing, master)
+        if search.best is not None and not search.done():
+            base = base.then(pricing.within(dual.best.prices, search.best[0] - 1))
+    if not search.done():
+        search.bound = max(search.bound, search.inside(base, 1.0))
+    peak, choices = search.best or (None, None)
+    proven = search.bound >= (NO_LIMIT if peak is None else peak)
+    return Infeasible(peak, choices, proven)
 
 
 def _costless(problem: Problem) -> Problem:

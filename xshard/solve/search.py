@@ -35,7 +35,8 @@ from xshard.solve.problem import FORBIDDEN, Infeasible, Problem, Solution
 from xshard.solve.reduce import FEW_ENTRIES, MOST_ENTRIES, Reduced, reduce
 from xshard.solve.trim import Trim
 
-DETERMINISTIC_SHARE = 0.5
+DETERMINISTIC_SHARE = 0.3
+MANY_CHOICES = 1500
 WALL_FACTOR = 4.0
 MIX = 4
 Choices = tuple[int, ...]
@@ -114,11 +115,35 @@ def _silent(_: Progress) -> None:
 
 def _master(points: Sequence[Point], rows: Sequence[int], steepest: float) -> tuple[Prices, float]:
     """Prices on `rows` that maximise the least cut, and its value; see `dual`."""
-    lp = model_builder.Model()
     cost = float(max(1, *(p.objective for p in points)))
     size = float(max(1, *(abs(int(p.excess.max())) for p in points)))
+    return _maximise_least_cut(points, rows, steepest, cost, size)
+
+
+def _share_out(
+    points: Sequence[Point], rows: Sequence[int], steepest: float
+) -> tuple[Prices, float]:
+    """Prices on `rows` that add up to one and maximise the least cut; see `peak`."""
+    del steepest
+    size = float(max(1, *(abs(int(p.excess.max())) for p in points)))
+    return _maximise_least_cut(points, rows, 1.0, size, size, one=True)
+
+
+def _maximise_least_cut(
+    points: Sequence[Point],
+    rows: Sequence[int],
+    steepest: float,
+    cost: float,
+    size: float,
+    *,
+    one: bool = False,
+) -> tuple[Prices, float]:
+    """In units of `cost` ns and `size` bytes, which keep the numbers near 1."""
+    lp = model_builder.Model()
     value = lp.new_num_var(-np.inf, np.inf, "")
     prices = [lp.new_num_var(0, steepest, "") for _ in rows]
+    if one:
+        lp.add(sum(prices) <= 1.0)
     for p in points:
         paid = [-float(p.excess[t]) / size for t in rows]
         terms = model_builder.LinearExpr.weighted_sum(  # pyright: ignore[reportUnknownMemberType]
@@ -195,9 +220,13 @@ class _Search:
                 return
             low = dual.best.bound
             most = low + (self.best[0] - 1 - low) // part
-            near = base.then(pricing.within(dual.best.prices, most))
-            bound = self.inside(near, 1.0 if part == 1 else 0.4, f"within 1/{part} of the gap")
-            self.bound = max(self.bound, min(bound, most + 1))
+            kept = pricing.within(dual.best.prices, most)
+            bound = self.inside(
+                base.then(kept), 1.0 if part == 1 else 0.4, f"within 1/{part} of the gap"
+            )
+            before, self.bound = self.bound, max(self.bound, min(bound, most + 1))
+            if self.bound == before and sum(map(len, kept.kept)) > MANY_CHOICES:
+                return
 
     def inside(self, base: Reduced, share: float, stage: str) -> int:
         """Searches the choices of `base`; returns a bound of what they can still improve to."""
@@ -221,7 +250,7 @@ class _Search:
     def feasible(self) -> Infeasible | None:
         """Finds choices that fit, or proves that none do; has some time of its own."""
         self.budget.left_s = max(self.budget.left_s, 5.0)
-        answer = smallest_limit(self.problem, self.ledger, self.budget.run)
+        answer = smallest_limit(self.problem, self.ledger, self.budget.run, _share_out)
         fits = answer.choices is not None and self.offer(answer.choices)
         return None if fits else answer
 
