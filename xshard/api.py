@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
+from xshard._jax import auto_mesh
 from xshard.cost.cluster import Cluster
 from xshard.errors import InfeasibleError, MeshError, TraceError
 from xshard.ir.trace import Traced, trace
@@ -19,6 +20,7 @@ from xshard.pins import pins_of
 from xshard.plan.plan import Plan
 from xshard.plan.refuse import check_fits
 from xshard.planning import Prepared, Request, make_plan, prepare
+from xshard.run.call import Arguments, Call, name_of
 from xshard.run.constraints import constraints_of
 from xshard.run.hosts import agree, confirm
 from xshard.run.step import Runnable, runnable
@@ -31,7 +33,7 @@ def auto_shard(
     fun: Callable[..., Any],
     mesh: Mesh | int | None = None,
     *,
-    memory_limit: int | str | None = None,
+    memory_limit: int | float | str | None = None,
     in_specs: Any = None,
     out_specs: Any = None,
     donate_argnums: int | Sequence[int] = (),
@@ -62,32 +64,29 @@ def auto_shard(
         raise TraceError(f"auto_shard needs a function, but got {fun!r} ({type(fun).__name__})")
     devices, shapes = _devices_and_shapes(mesh)
     cluster = Cluster.for_devices(devices.flat[0].device_kind, devices.size, _hosts(devices))
-    limit = read_bytes(memory_limit) or _device_limit(devices)
-    donated, static = _numbers(donate_argnums), _numbers(static_argnums)
+    limit = _limit(memory_limit, _device_limit(devices))
+    arguments = Arguments(fun, _numbers(static_argnums), _numbers(donate_argnums))
 
-    def make(args: tuple[Any, ...]) -> Runnable:
-        static_here = _positions(static, args)
-        traced = trace(fun, args, static_here)
+    def make(call: Call) -> Runnable:
+        traced = trace(call.on_row(fun), call.row, call.static, call.labels)
         requests = [
-            _request(traced, shape, cluster, args, static_here, donated, in_specs, out_specs,
-                     limit, time_limit)
+            _request(traced, shape, cluster, call, in_specs, out_specs, limit, time_limit)
             for shape in shapes
-        ]  # fmt: skip
+        ]
         prepared, chosen = _given(requests, plan) if plan else _agreed(requests)
-        where = Mesh(devices.reshape(chosen.mesh.sizes), chosen.mesh.names)
+        where = _laid_out(mesh, devices, chosen)
         return runnable(
             chosen, traced,
-            constraints_of(chosen, traced.graph, prepared.classes, prepared.rules, where,
-                           prepared.prices.path),
-            statics={i: args[i] for i in static_here},
-            num_args=len(args),
-            donate_argnums=_positions(donated, args),
+            constraints_of(chosen, traced.graph, prepared.classes, prepared.rules,
+                           auto_mesh(where), prepared.prices.path),
+            where, call,
+            name=name_of(fun),
             const_specs=[
                 chosen.values[int(prepared.classes.value_class[v])] for v in traced.graph.consts
             ],
         )  # fmt: skip
 
-    return ShardedStep(fun, static, make)
+    return ShardedStep(fun, arguments, make)
 
 
 def plan(
@@ -95,7 +94,7 @@ def plan(
     *avals: Any,
     cluster: str | Cluster,
     mesh: MeshShape | Sequence[int] | None = None,
-    memory_limit: int | str | None = None,
+    memory_limit: int | float | str | None = None,
     in_specs: Any = None,
     out_specs: Any = None,
     donate_argnums: int | Sequence[int] = (0,),
@@ -114,60 +113,65 @@ def plan(
     The other arguments are those of `auto_shard`.
     """
     cluster = Cluster.parse(cluster) if isinstance(cluster, str) else cluster
-    static = _positions(_numbers(static_argnums), avals)
-    limit = read_bytes(memory_limit) or cluster.device.memory_bytes
+    call = Arguments(fun, _numbers(static_argnums), _numbers(donate_argnums)).call(avals, {})
+    limit = _limit(memory_limit, cluster.device.memory_bytes)
     began = time.perf_counter()
-    traced = trace(fun, avals, static)
+    traced = trace(fun, avals, call.static)
     seconds = time.perf_counter() - began
     requests = [
-        _request(traced, shape, cluster, avals, static, _numbers(donate_argnums), in_specs,
-                 out_specs, limit, time_limit)
+        _request(traced, shape, cluster, call, in_specs, out_specs, limit, time_limit)
         for shape in _shapes(mesh, cluster)
-    ]  # fmt: skip
+    ]
     _, best = _best(requests)
     return replace(best, seconds={"trace": seconds, **best.seconds})
 
 
-def read_bytes(text: int | str | None) -> int | None:
+def read_bytes(text: int | float | str | None) -> int | None:
     """Bytes from a number or from text such as "30GB" (powers of 1000) or "24GiB" (of 1024).
 
     Raises:
       MeshError: the text is no size.
     """
-    if text is None or isinstance(text, int):
-        return text
-    match = re.fullmatch(r"\s*([\d.]+)\s*([kKMGT]?)(i?)B?\s*", text)
-    if match is None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)(e\d+)?\s*([kKMGT]?)(i?)B?\s*", str(text))
+    nbytes = 0
+    if match is not None:
+        base = 1024 if match[4] else 1000
+        power = " KMGT".index(match[3].upper() or " ")
+        nbytes = int(float(match[1] + (match[2] or "")) * base**power)
+    if nbytes < 1:
         raise MeshError(f"{text!r} is no size; write bytes, or text such as '30GB' or '24GiB'")
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+    return nbytes
+
+
+def _limit(given: int | float | str | None, otherwise: int | None) -> int | None:
+    return otherwise if given is None else read_bytes(given)
 
 
 def _request(
-    traced: Traced, shape: MeshShape, cluster: Cluster, args: tuple[Any, ...],
-    static: tuple[int, ...], donated: tuple[int, ...], in_specs: Any, out_specs: Any,
+    traced: Traced, shape: MeshShape, cluster: Cluster, call: Call, in_specs: Any, out_specs: Any,
     limit: int | None, time_limit: float,
 ) -> Request:  # fmt: skip
+    if call.names and isinstance(in_specs, tuple):
+        in_specs = (*in_specs, *[None] * len(call.names))
     return Request(
         traced, shape, cluster,
         pins=pins_of(traced, shape, in_specs, out_specs),
         ties=ties_of(traced),
-        donated=_donated_values(traced, args, static, donated),
+        donated=_donated_values(traced, call),
         memory_limit=limit,
         time_limit_s=time_limit,
     )  # fmt: skip
 
 
-def _donated_values(
-    traced: Traced, args: tuple[Any, ...], static: tuple[int, ...], donated: tuple[int, ...]
-) -> frozenset[int]:
-    dynamic = [i for i in range(len(args)) if i not in static]
-    wanted = _positions(donated, args)
+def _donated_values(traced: Traced, call: Call) -> frozenset[int]:
+    dynamic = [i for i in range(len(call.row)) if i not in call.static]
     leaves = iter(traced.graph.inputs)
     found: list[int] = []
     for i, tree in zip(dynamic, traced.in_tree.children(), strict=True):
         here = [next(leaves) for _ in range(tree.num_leaves)]
-        found += here if i in wanted else []
+        found += here if i in call.donated else []
     return frozenset(found)
 
 
@@ -235,6 +239,14 @@ def _devices_and_shapes(mesh: Mesh | int | None) -> tuple[Any, list[MeshShape]]:
     return np.array(devices[:wanted]), mesh_shapes(wanted)
 
 
+def _laid_out(mesh: Mesh | int | None, devices: Any, plan: Plan) -> Mesh:
+    """The mesh of arguments and results: the user's, whose Explicit axes stay so if all are."""
+    if isinstance(mesh, Mesh) and set(mesh.axis_types) == {AxisType.Explicit}:
+        return mesh
+    axis_types = (AxisType.Auto,) * len(plan.mesh.names)
+    return Mesh(devices.reshape(plan.mesh.sizes), plan.mesh.names, axis_types=axis_types)
+
+
 def _shapes(mesh: MeshShape | Sequence[int] | None, cluster: Cluster) -> list[MeshShape]:
     if mesh is None:
         return mesh_shapes(cluster.num_devices)
@@ -273,8 +285,3 @@ def _device_limit(devices: Any) -> int | None:
 
 def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
     return (argnums,) if isinstance(argnums, int) else tuple(argnums)
-
-
-def _positions(numbers: tuple[int, ...], args: Sequence[Any]) -> tuple[int, ...]:
-    """Argument numbers from the front; those that do not exist are refused by the trace."""
-    return tuple(sorted(n % len(args) if -len(args) <= n < len(args) else n for n in numbers))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Hashable, Sequence
+import types
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
+from xshard._jax import has_explicit_axes
 from xshard.errors import PlanError, TraceError
 from xshard.plan.plan import Plan
-from xshard.run.step import Runnable
+from xshard.run.call import Arguments, Call, how_many, name_of
+from xshard.run.step import Runnable, StaleError
 from xshard.verify.audit import Audit
-
-MakeRunnable = Callable[[tuple[Any, ...]], Runnable]
 
 
 class ShardedStep:
@@ -25,28 +26,34 @@ class ShardedStep:
     """
 
     def __init__(
-        self, fun: Callable[..., Any], static_argnums: Sequence[int], make: MakeRunnable
+        self, fun: Callable[..., Any], arguments: Arguments, make: Callable[[Call], Runnable]
     ) -> None:
-        functools.update_wrapper(self, fun)
+        functools.update_wrapper(self, fun, updated=())
         self._fun = fun
-        self._static = frozenset(static_argnums)
+        self._arguments = arguments
         self._make = make
         self._made: dict[Hashable, Runnable] = {}
         self._current: Runnable | None = None
+        self._direct = False  # the latest two calls were alike and nothing had to be moved
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs one step; the first call with new shapes plans."""
-        if kwargs:
-            args = self._positional(args, kwargs)
-        current = self._current
-        if current is not None and len(self._made) == 1:
+        if self._direct and self._current is not None and not kwargs:
             try:
-                return current.jitted(current.consts, *args)
-            except Exception:
-                if self._key(args) in self._made and self._lie_right(current, args):
+                return self._current(*args)
+            except (StaleError, TypeError, ValueError):
+                if self._is_current(self._arguments.call(args, kwargs)):
                     raise
-        current = self._runnable(args)
-        return current.jitted(current.consts, *self._placed(current, args))
+        call, before = self._arguments.call(args, kwargs), self._current
+        current = self._runnable(call)
+        row = self._placed(current, call)
+        result = current(*row)
+        self._direct = current is before and not call.names and _all_same(row, call.row)
+        return result
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Binds as a function does, so that methods can be decorated."""
+        return self if instance is None else types.MethodType(self, instance)
 
     @property
     def plan(self) -> Plan:
@@ -69,9 +76,13 @@ class ShardedStep:
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """As `jax.jit(fun).lower`: arguments may be arrays or `jax.ShapeDtypeStruct`s."""
-        args = self._positional(args, kwargs)
-        current = self._runnable(args)
-        return current.jitted.lower(current.consts, *map(_abstract, args))  # type: ignore[attr-defined]
+        call = self._arguments.call(args, kwargs)
+        current = self._runnable(call)
+        lowered = current.jitted.lower(*current.lead, *call.map(_abstract))  # type: ignore[attr-defined]
+        if not kwargs and not current.lead:
+            return lowered
+        row = functools.partial(self._arguments.again, call)
+        return _AsCalled(lowered, lambda *given: (*current.lead, *row(*given)))  # type: ignore[return-value]
 
     def init(self, init_fn: Callable[..., Any], *args: Any) -> Any:
         """The state that `init_fn` makes, created in its planned sharding, never on one device.
@@ -80,13 +91,13 @@ class ShardedStep:
         others are the last of `args`, arrays or shapes: `step.init(init_fn, rng, batch)`. They are
         needed only if nothing was planned yet.
         """
-        taken = _how_many(init_fn, len(args))
-        state = jax.eval_shape(init_fn, *args[:taken])
-        current = self._current
-        if current is None or not _like(state, current.traced.in_tree, current.traced.in_avals):
-            current = self._runnable((state, *self._rest(args)))
-        shardings = current.in_shardings[0]
-        return jax.jit(init_fn, out_shardings=shardings)(*args[:taken])
+        mine = args[: how_many(init_fn, len(args))]
+        state = jax.eval_shape(init_fn, *mine)
+        known = [self._current, *self._made.values()]
+        self._current = next((r for r in known if r is not None and _takes(r, state)), None)
+        if self._current is None:
+            self._runnable(self._arguments.call((state, *self._rest(args)), {}))
+        return jax.jit(init_fn, out_shardings=self.in_shardings[0])(*mine)
 
     def audit(self, *args: Any, **kwargs: Any) -> Audit:
         """Compares the plan's collectives with those that XLA compiled.
@@ -96,109 +107,101 @@ class ShardedStep:
         from xshard.verify.step import audit_step
 
         if not args and not kwargs:
-            current = self._planned()
-            args = tuple(jax.tree.unflatten(current.traced.in_tree, current.traced.in_avals))
+            traced = self._planned().traced
+            args = tuple(jax.tree.unflatten(traced.in_tree, traced.in_avals))
         compiled = self.lower(*args, **kwargs).compile()
         return audit_step(self.plan, compiled.as_text() or "", jax.default_backend())
 
     def _planned(self) -> Runnable:
         if self._current is None:
-            raise PlanError("nothing is planned yet: call the step, its lower() or its init() first")
+            raise PlanError(
+                "nothing is planned yet: call the step, its lower() or its init() first"
+            )
         return self._current
 
-    def _runnable(self, args: tuple[Any, ...]) -> Runnable:
-        key = self._key(args)
+    def _runnable(self, call: Call) -> Runnable:
+        key = call.key()
         if key not in self._made:
-            self._made[key] = self._make(args)
+            with jax.ensure_compile_time_eval():  # a caller may be traced itself
+                self._made[key] = self._make(call)
         self._current = self._made[key]
         return self._current
 
-    def _key(self, args: tuple[Any, ...]) -> Hashable:
-        dynamic = [arg for i, arg in enumerate(args) if i not in self._static]
-        leaves, tree = jax.tree.flatten(dynamic)
-        try:
-            static = tuple((i, args[i]) for i in sorted(self._static) if i < len(args))
-            hash(static)
-        except TypeError:
-            static = ()  # the trace says which argument it is
-        return tree, tuple(map(_kind, leaves)), static
+    def _is_current(self, call: Call) -> bool:
+        """Whether the current plan serves a call as it is, so that an error is not of ours."""
+        current = self._made.get(call.key())
+        if current is None or current is not self._current:
+            return False
+        return _all_same(self._placed(current, call), call.row)
 
-    def _placed(self, current: Runnable, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments, with arrays that lie elsewhere moved."""
-        shardings = iter(current.in_shardings)
-        return tuple(
-            arg if i in self._static else jax.tree.map(_put, arg, next(shardings))
-            for i, arg in enumerate(args)
-        )
-
-    def _lie_right(self, current: Runnable, args: tuple[Any, ...]) -> bool:
-        placed = self._placed(current, args)
-        return all(a is b for a, b in zip(jax.tree.leaves(placed), jax.tree.leaves(args), strict=True))
-
-    def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        if not kwargs:
-            return args
-        try:
-            bound = inspect.signature(self._fun).bind(*args, **kwargs)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{self._name}: {error}") from error
-        if bound.kwargs:
-            raise TraceError(
-                f"{self._name} has keyword-only arguments ({', '.join(bound.kwargs)}), which have "
-                "no position that in_specs could name; wrap it in a function that takes them by "
-                "position."
-            )
-        return bound.args
-
-    @property
-    def _name(self) -> str:
-        return getattr(self._fun, "__name__", type(self._fun).__name__)
+    def _placed(self, current: Runnable, call: Call) -> tuple[Any, ...]:
+        """The row, with arrays that lie elsewhere moved."""
+        return call.map(functools.partial(jax.tree.map, _put), current.in_shardings)
 
     def _rest(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        wanted = _how_many(self._fun, len(args) + 1) - 1
+        wanted = how_many(self._fun, len(args) + 1) - 1
         if wanted > len(args):
             raise TraceError(
-                f"init needs the other {wanted} arguments of {self._name} behind init_fn's own, "
-                "arrays or shapes, to plan for: step.init(init_fn, rng, batch)"
+                f"init needs the other {wanted} arguments of {name_of(self._fun)} behind init_fn's "
+                "own, arrays or shapes, to plan for: step.init(init_fn, rng, batch)"
             )
         return args[len(args) - wanted :]
 
 
-def _how_many(fun: Callable[..., Any], most: int) -> int:
-    """How many positional arguments `fun` takes, at most `most` if it takes any number."""
-    try:
-        parameters = inspect.signature(fun).parameters.values()
-    except (TypeError, ValueError):
-        return most
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return most
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters)
+class _AsCalled:
+    """A lowered or compiled step that is used as the function is called.
+
+    Keywords and captured constants are put where the jitted row has them.
+    """
+
+    def __init__(self, inner: Any, row: Callable[..., tuple[Any, ...]]) -> None:
+        self._inner = inner
+        self._row = row
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._inner(*self._row(args, kwargs))
+
+    def compile(self, *args: Any, **kwargs: Any) -> _AsCalled:
+        """As of `jax.stages.Lowered`."""
+        return _AsCalled(self._inner.compile(*args, **kwargs), self._row)
 
 
-def _kind(leaf: Any) -> Hashable:
-    try:
-        return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)
-    except AttributeError:
-        return type(leaf)
+def _all_same(a: Any, b: Any) -> bool:
+    return all(x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def _abstract(arg: Any) -> Any:
     """Shapes only, so that arrays that lie elsewhere can be lowered too."""
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x, arg
+        lambda x: (
+            jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
+            if hasattr(x, "shape")
+            else x
+        ),
+        arg,
     )
 
 
 def _put(x: Any, sharding: jax.sharding.NamedSharding) -> Any:
-    if isinstance(x, jax.Array) and x.committed and not x.sharding.is_equivalent_to(sharding, x.ndim):
+    if not isinstance(x, jax.Array) or isinstance(x, Tracer) or not x.committed:
+        return x
+    typed = has_explicit_axes(x) and getattr(x.sharding, "mesh", None) != sharding.mesh
+    if typed or not x.sharding.is_equivalent_to(sharding, x.ndim):
         return jax.device_put(x, sharding)
     return x
 
 
-def _like(state: Any, in_tree: Any, in_avals: tuple[Any, ...]) -> bool:
-    """Whether `state` has the structure and shapes of the first argument."""
-    first = in_tree.children()[0] if in_tree.num_leaves or in_tree.children() else None
+def _takes(current: Runnable, state: Any) -> bool:
+    """Whether `state` has the structure and shapes of the step's first argument."""
+    trees, avals = current.traced.in_tree.children(), current.traced.in_avals
     leaves, tree = jax.tree.flatten(state)
-    return first == tree and all(
-        x.shape == a.shape and x.dtype == a.dtype for x, a in zip(leaves, in_avals, strict=False)
+    return (
+        bool(trees)
+        and trees[0] == tree
+        and all(
+            x.shape == a.shape and x.dtype == a.dtype for x, a in zip(leaves, avals, strict=False)
+        )
     )

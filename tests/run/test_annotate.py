@@ -164,7 +164,9 @@ def random_constraints(traced: Traced, mesh: Mesh, seed: int, share: float = 0.6
         for k, v in enumerate(op.inputs):
             if v is None or rng.random() > share / 2:
                 continue
-            told.operands[op.address, k] = random_spec(rng, g.values[v].shape, mesh)
+            told.operands[op.address, k] = tuple(
+                random_spec(rng, g.values[v].shape, mesh) for _ in range(rng.choice((1, 1, 2)))
+            )
             if v in first and rng.random() < 0.5:
                 told.shared[op.address, k] = first[v]
                 told.operands[op.address, k] = told.operands[first[v]]
@@ -232,7 +234,7 @@ def test_shared_operands_are_resharded_once(mesh: Any) -> None:
     uses = [((0,), 0), ((2,), 0)]
 
     def told(shared: dict[Any, Any]) -> Constraints:
-        return Constraints(mesh(2, 4), operands={u: P("x") for u in uses}, shared=shared)
+        return Constraints(mesh(2, 4), operands={u: (P("x"),) for u in uses}, shared=shared)
 
     once = jaxpr_text(f, lambda _: told({uses[1]: uses[0]}), W, X)
     twice = jaxpr_text(f, lambda _: told({}), W, X)
@@ -241,7 +243,7 @@ def test_shared_operands_are_resharded_once(mesh: Any) -> None:
 
 
 def test_a_barrier_holds_the_reshard_back(mesh: Any) -> None:
-    told = Constraints(mesh(2, 4), operands={((0,), 1): P("x")}, barriers=frozenset({((0,), 1)}))
+    told = Constraints(mesh(2, 4), operands={((0,), 1): (P("x"),)}, barriers=frozenset({((0,), 1)}))
     text = jaxpr_text(lambda w, x: x @ w, lambda _: told, W, X)
     assert text.count("optimization_barrier") == 1
 

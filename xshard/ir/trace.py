@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +54,15 @@ class Traced:
 
 
 def trace(
-    fun: Callable[..., Any], args: tuple[Any, ...], static_argnums: int | Iterable[int] = ()
+    fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    static_argnums: int | Iterable[int] = (),
+    labels: Sequence[str] = (),
 ) -> Traced:
     """Traces `fun(*args)`; arguments may be arrays or anything with a shape and a dtype.
+
+    Args:
+      labels: what paths call the arguments, if not "args[0]" and so on.
 
     Raises:
       TraceError: `fun` is not callable or cannot be traced, an argument is neither an array nor
@@ -65,7 +71,8 @@ def trace(
     if not callable(fun):
         raise TraceError(f"xshard needs a function to shard, but got {fun!r} ({_kind(fun)})")
     static = _static(static_argnums, args)
-    dynamic = {f"args[{i}]": arg for i, arg in enumerate(args) if i not in static}
+    labels = labels or [f"args[{i}]" for i in range(len(args))]
+    dynamic = {labels[i]: arg for i, arg in enumerate(args) if i not in static}
     leaves, in_tree = jax.tree.flatten(tuple(dynamic.values()))
     paths = [name + path for name, arg in dynamic.items() for path in _paths(arg)]
     avals = tuple(_aval(leaf, path) for leaf, path in zip(leaves, paths, strict=True))

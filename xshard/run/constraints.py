@@ -58,9 +58,10 @@ def constraints_of(
             first = first_use.setdefault((v, op.phase, need), key)
             if first != key:
                 shared[key] = first
-            elif moved_in.setdefault((v, need), op.phase) != op.phase:
-                if value.nbytes >= BARRIER_BYTES:
-                    barriers.add(key)
+            elif moved_in.setdefault((v, need), op.phase) != op.phase and (
+                value.nbytes >= BARRIER_BYTES
+            ):
+                barriers.add(key)
     return Constraints(mesh, results, operands, shared, frozenset(barriers))
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from xshard.ir.trace import Traced
 from xshard.plan.plan import Plan
 from xshard.run.annotate import Constraints, annotate
+from xshard.run.call import Call
 from xshard.run.constraints import partition_spec
 
 LARGE_CONST_BYTES = 1 << 16
@@ -25,13 +26,13 @@ class StaleError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Runnable:
-    """A planned step.
+    """A planned step, called with the row of a `Call`.
 
     Attributes:
-      jitted: takes the large constants, then the arguments as the user passes them.
+      jitted: takes `lead`, then the row.
       in_shardings: pytree of NamedShardings as the (non-static) arguments.
       out_shardings: as the result.
-      consts: the large constants, where the plan wants them.
+      lead: () or the large constants, where the plan wants them.
     """
 
     plan: Plan
@@ -39,54 +40,82 @@ class Runnable:
     jitted: Callable[..., Any]
     in_shardings: Any
     out_shardings: Any
-    consts: tuple[Any, ...]
+    lead: tuple[Any, ...]
+
+    def __call__(self, *row: Any) -> Any:
+        """Runs the step."""
+        return self.jitted(*self.lead, *row)
 
 
 def runnable(
     plan: Plan,
     traced: Traced,
     constraints: Constraints,
+    mesh: Mesh,
+    call: Call,
     *,
-    statics: dict[int, Any],
-    num_args: int,
-    donate_argnums: Sequence[int],
+    name: str,
     const_specs: Sequence[Any],
 ) -> Runnable:
     """Builds the jit of a plan.
 
     Args:
-      statics: static arguments by position.
-      num_args: how many arguments the user passes, static ones included.
+      mesh: where arguments and results lie; if all its axes are Explicit they have such types.
+      call: what was traced.
+      name: of the function, for profiles.
       const_specs: the planned spec of each of `traced.consts`.
     """
-    mesh = constraints.mesh
     large, small, place = _split_consts(traced, mesh, const_specs)
     in_shardings = jax.tree.unflatten(
         traced.in_tree, [NamedSharding(mesh, partition_spec(a.spec, mesh)) for a in plan.arguments]
     )
-    out_shardings = jax.tree.unflatten(traced.out_tree, _out_shardings(plan, traced, mesh))
-    program = annotate(traced, constraints)
-    avals = [(a.shape, a.dtype) for a in traced.in_avals]
+    out_leaves = _out_shardings(plan, traced, mesh)
+    program = _in_auto_mode(annotate(traced, constraints), mesh, out_leaves)
+    avals = [_type(a) for a in traced.in_avals]
+    lead = (large,) if large else ()
 
-    def planned_step(consts: tuple[Any, ...], *args: Any) -> Any:
-        dynamic = tuple(arg for i, arg in enumerate(args) if i not in statics)
+    def planned_step(*args: Any) -> Any:
+        consts, row = (args[0], args[1:]) if lead else ((), args)
+        dynamic = tuple(arg for i, arg in enumerate(row) if i not in call.static)
         leaves, tree = jax.tree.flatten(dynamic)
-        same = tree == traced.in_tree and [(x.shape, x.dtype) for x in leaves] == avals
-        if not same or any(args[i] != value for i, value in statics.items()):
+        same = tree == traced.in_tree and [_type(jax.typeof(x)) for x in leaves] == avals
+        if not same or any(not _same(row[i], call.row[i]) for i in call.static):
             raise StaleError
         arrays = [consts[place[i]] if i in place else small[i] for i in range(len(traced.consts))]
-        return jax.tree.unflatten(traced.out_tree, program(*leaves, consts=arrays))
+        return jax.tree.unflatten(traced.out_tree, program(leaves, arrays))
 
-    shardings = iter(in_shardings)
-    per_arg = tuple(None if i in statics else next(shardings) for i in range(num_args))
+    planned_step.__name__ = name
     jitted = jax.jit(
         planned_step,
-        in_shardings=(tuple(x.sharding for x in large), *(s for i, s in enumerate(per_arg) if i not in statics)),
-        out_shardings=out_shardings,
-        static_argnums=tuple(i + 1 for i in statics),
-        donate_argnums=tuple(i + 1 for i in donate_argnums),
-    )  # fmt: skip
-    return Runnable(plan, traced, jitted, in_shardings, out_shardings, large)
+        in_shardings=(*(tuple(x.sharding for x in consts) for consts in lead), *in_shardings),
+        out_shardings=jax.tree.unflatten(traced.out_tree, out_leaves),
+        static_argnums=tuple(i + len(lead) for i in sorted(call.static)),
+        donate_argnums=tuple(i + len(lead) for i in sorted(call.donated)),
+    )
+    out_shardings = jax.tree.unflatten(traced.out_tree, out_leaves)
+    return Runnable(plan, traced, jitted, in_shardings, out_shardings, lead)
+
+
+def _in_auto_mode(
+    program: Callable[..., list[Any]], mesh: Mesh, out_shardings: list[NamedSharding]
+) -> Callable[[list[Any], list[Any]], list[Any]]:
+    """The program as a function of (arguments, constants), free of the types of Explicit axes."""
+
+    def run(leaves: list[Any], consts: list[Any]) -> list[Any]:
+        return program(*leaves, consts=consts)
+
+    if AxisType.Explicit not in mesh.axis_types:
+        return run
+    in_auto_mode: Any = jax.sharding.auto_axes(run, out_sharding=out_shardings)
+    return in_auto_mode
+
+
+def _type(aval: Any) -> tuple[Any, ...]:
+    return aval.shape, aval.dtype, aval.weak_type
+
+
+def _same(static: Any, planned: Any) -> bool:
+    return type(static) is type(planned) and static == planned
 
 
 def _out_shardings(plan: Plan, traced: Traced, mesh: Mesh) -> list[Any]:
@@ -102,7 +131,7 @@ def _out_shardings(plan: Plan, traced: Traced, mesh: Mesh) -> list[Any]:
 def _split_consts(
     traced: Traced, mesh: Mesh, specs: Sequence[Any]
 ) -> tuple[tuple[Any, ...], dict[int, Any], dict[int, int]]:
-    """(large ones, sharded as planned; small ones by position; position -> place among the large)."""
+    """(large ones, sharded as planned; small ones by position; position -> place among large)."""
     large: list[Any] = []
     small: dict[int, Any] = {}
     place: dict[int, int] = {}

@@ -1,0 +1,176 @@
+"""A call's arguments in one row, as `jax.jit` understands them: by position, keyword or default."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from xshard._jax import typeof
+from xshard.errors import TraceError
+
+_NAMED = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, _NAMED)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The arguments of one call.
+
+    Attributes:
+      row: the positional arguments, then those that have no position, by the order of `names`.
+      names: keywords of the last arguments.
+      static: places in the row that are compile-time constants.
+      donated: places in the row whose memory may be reused.
+    """
+
+    row: tuple[Any, ...]
+    names: tuple[str, ...]
+    static: frozenset[int]
+    donated: frozenset[int]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """How paths name each argument: "args[0]", "kwargs['rate']"."""
+        count = len(self.row) - len(self.names)
+        return (*(f"args[{i}]" for i in range(count)), *(f"kwargs[{n!r}]" for n in self.names))
+
+    def on_row(self, fun: Callable[..., Any]) -> Callable[..., Any]:
+        """`fun` as a function of the row."""
+        if not self.names:
+            return fun
+        count = len(self.row) - len(self.names)
+
+        def takes_row(*row: Any) -> Any:
+            return fun(*row[:count], **dict(zip(self.names, row[count:], strict=True)))
+
+        takes_row.__name__ = name_of(fun)
+        return takes_row
+
+    def map(self, f: Callable[..., Any], *others: Sequence[Any]) -> tuple[Any, ...]:
+        """The row with `f` applied to each argument that is not static.
+
+        `f` also gets the argument's entry of `others`, which leave static arguments out.
+        """
+        entries = zip(*others, strict=True) if others else iter([()] * len(self.row))
+        return tuple(
+            arg if i in self.static else f(arg, *next(entries)) for i, arg in enumerate(self.row)
+        )
+
+    def key(self) -> Hashable:
+        """Equal for two calls that one plan and one compiled program serve."""
+        dynamic = [arg for i, arg in enumerate(self.row) if i not in self.static]
+        leaves, tree = jax.tree.flatten(dynamic)
+        static = tuple((i, type(self.row[i]), self.row[i]) for i in sorted(self.static))
+        try:
+            hash(static)
+        except TypeError:
+            static = ()  # the trace says which argument it is
+        return tree, self.names, tuple(map(kind, leaves)), static
+
+
+def kind(leaf: Any) -> Hashable:
+    """(shape, dtype, whether weak) of a leaf, as JAX sees it; its type if it is no array."""
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return leaf.shape, leaf.dtype, bool(getattr(leaf, "weak_type", False))
+    try:
+        aval = typeof(leaf)
+    except TypeError:
+        return type(leaf)
+    return aval.shape, aval.dtype, aval.weak_type
+
+
+class Arguments:
+    """How a function takes its arguments, and which of them are static or donated."""
+
+    def __init__(
+        self, fun: Callable[..., Any], static: Sequence[int], donated: Sequence[int]
+    ) -> None:
+        self._fun = fun
+        parameters = _parameters(fun)
+        self._names, self._most = _names(parameters), _most(parameters)
+        self._static, self._donated = tuple(static), tuple(donated)
+
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """The call with these arguments; keywords go to their positions as far as these are known.
+
+        Raises:
+          TraceError: a static or donated argument that the function does not have.
+        """
+        row, rest = list(args), dict(kwargs)
+        for name in self._names[len(args) :] if rest else ():
+            if name not in rest:
+                break
+            row.append(rest.pop(name))
+        names = tuple(sorted(rest))
+        place = {i: i for i in range(len(row))}
+        place |= {self._names.index(n): len(row) + i for i, n in enumerate(names)
+                  if n in self._names}  # fmt: skip
+        most = max(len(row) if self._most is None else self._most, len(place))
+        return Call(
+            (*row, *(rest[n] for n in names)), names,
+            self._places("static_argnums", self._static, place, most),
+            self._places("donate_argnums", self._donated, place, most),
+        )  # fmt: skip
+
+    def again(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The row, without its static arguments, of another call that leaves these out as well."""
+        given, named = list(args), dict(kwargs)
+        for i in sorted(call.static):
+            by_name = i - len(call.row) + len(call.names)
+            if by_name >= 0:
+                named[call.names[by_name]] = call.row[i]
+            elif i <= len(given):
+                given.insert(i, call.row[i])
+            else:
+                named[self._names[i]] = call.row[i]
+        row = self.call(tuple(given), named).row
+        return [arg for i, arg in enumerate(row) if i not in call.static]
+
+    def _places(
+        self, option: str, numbers: tuple[int, ...], place: dict[int, int], most: int
+    ) -> frozenset[int]:
+        """Where the numbered parameters stand in the row; those left to their defaults do not."""
+        wrong = [n for n in numbers if not -most <= n < most]
+        if wrong:
+            raise TraceError(
+                f"{option} has {wrong[0]}, but {name_of(self._fun)} takes {most} positional "
+                "arguments; number them from 0"
+            )
+        return frozenset(place[n % most] for n in numbers if n % most in place)
+
+
+def name_of(fun: Any) -> str:
+    """The name of a function, or of a callable object's type."""
+    return getattr(fun, "__name__", type(fun).__name__)
+
+
+def how_many(fun: Callable[..., Any], most: int) -> int:
+    """How many positional arguments `fun` needs; `most` if it takes any number or does not say."""
+    parameters = _parameters(fun)
+    if _most(parameters) is None:
+        return most
+    return sum(p.kind in _POSITIONAL and p.default is p.empty for p in parameters or ())
+
+
+def _parameters(fun: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(fun).parameters.values())
+    except (TypeError, ValueError):
+        return None
+
+
+def _names(parameters: list[inspect.Parameter] | None) -> list[str]:
+    """Names of the positional parameters; "" for those that keywords do not reach."""
+    found = [p for p in parameters or () if p.kind in _POSITIONAL]
+    return [p.name if p.kind is _NAMED else "" for p in found]
+
+
+def _most(parameters: list[inspect.Parameter] | None) -> int | None:
+    """The largest number of positional arguments; None if there is no such number or not known."""
+    if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return sum(p.kind in _POSITIONAL for p in parameters)
