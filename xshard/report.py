@@ -71,7 +71,7 @@ def _arrays(
         if v is None:
             continue
         value = d.graph.values[v]
-        spec = a.specs[int(d.classes.value_class[v])]
+        spec = a.specs[int(d.classes.value_class[d.tied.get(v, v)])]
         nbytes = -(-value.nbytes // num_shards(spec, d.mesh))
         found.append(PlannedArray(name, value.shape, value.dtype, spec, nbytes, v in d.pins))
     return tuple(found)

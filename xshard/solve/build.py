@@ -78,6 +78,7 @@ class Draft:
       stored: value class -> (node, for each of its choices the index of a spec): where it is kept.
       copies: (value class, phase) -> the same for the resharded copy that its readers share.
       copy_edges, use_edges: what an edge reshards.
+      tied: result value -> the argument value whose place it takes, in that argument's spec.
       ties: (class of a result, class of the argument whose place it takes) -> how many.
     """
 
@@ -90,6 +91,7 @@ class Draft:
     chained: tuple[bool, ...] = ()
     is_gradient: tuple[bool, ...] = ()
     pins: Mapping[int, Pin] = field(default_factory=dict[int, "Pin"])
+    tied: Mapping[int, int] = field(default_factory=dict[int, int])
     ties: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     nodes: list[Node] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
@@ -167,7 +169,7 @@ def draft(
     leaders = followers(graph, classes, rules)
     sizes = np.bincount(leaders)
     chained = [bool(sizes[leader] > 1) for leader in leaders]
-    d = Draft(graph, classes, mesh, rules, storage, prices, tuple(chained), _gradients(graph, classes, rules), pins)
+    d = Draft(graph, classes, mesh, rules, storage, prices, tuple(chained), _gradients(graph, classes, rules), pins, ties)
     _add_inputs(d, pins)
     for c, leader in enumerate(leaders):
         _add_op(d, c, leader, pins)
