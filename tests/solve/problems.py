@@ -25,6 +25,18 @@ def random_problem(seed, *, rows=True, forbidden=0.1, nodes=6, most=4):
     return Problem(made, edges, live, int(rng.integers(5, 60)), int(rng.integers(3))).verify()
 
 
+def dense_problem(nodes, choices, memory):
+    """Random costs on random pairs: far too wide to eliminate."""
+    rng = np.random.default_rng(0)
+    usage = rng.integers(0, 50, size=(nodes, choices)) * memory
+    made = tuple(Node(f"n{i}", rng.integers(0, 99, choices), u) for i, u in enumerate(usage))
+    pairs = [rng.choice(nodes, 2, replace=False) for _ in range(5 * nodes)]
+    edges = [Edge(int(a), int(b), rng.integers(0, 99, (choices, choices))) for a, b in pairs]
+    everyone = np.arange(nodes)
+    rows = (Row(everyone, np.ones_like(everyone), EMPTY, EMPTY),) if memory else ()
+    return Problem(made, tuple(edges), rows, 20 * nodes if memory else None).verify()
+
+
 def _node(rng, i, size, forbidden):
     costs = rng.integers(0, 30, size=size)
     costs[rng.random(size) < forbidden / 2] = FORBIDDEN

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.solve.problems import brute_force, fits, random_problem, training_step
+from tests.solve.problems import brute_force, dense_problem, fits, random_problem, training_step
 from xshard.solve.check import Violation, check, evaluate
 from xshard.solve.problem import FORBIDDEN, Infeasible, Solution
 from xshard.solve.search import solve
@@ -66,6 +66,14 @@ def test_a_hint_that_fits_is_never_lost(step):
     assert again.objective <= evaluate(problem, hint)[0]
 
 
+@pytest.mark.parametrize("memory", [False, True])
+def test_too_wide_to_eliminate(memory):
+    problem = dense_problem(30, 8, memory)
+    first, second = (solve(problem, time_limit_s=1.0) for _ in range(2))
+    assert first.choices == second.choices
+    assert check(problem, first.choices) == first.objective >= first.bound > 0
+
+
 def test_progress_is_monotone(step):
     problem, _ = step
     seen = []
@@ -95,6 +103,14 @@ def test_check_says_what_is_wrong(step, change, message):
     else:
         with pytest.raises(Violation, match=message):
             check(replace(problem, **change), free.choices)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_just_above_the_smallest_limit_fits(seed):
+    problem = training_step(2, seed=seed)
+    least = solve(replace(problem, limit=0), time_limit_s=2.0)
+    tight = solve(replace(problem, limit=least.smallest_limit), time_limit_s=2.0)
+    assert tight.bound <= check(replace(problem, limit=least.smallest_limit), tight.choices)
 
 
 def test_solutions_are_solutions(step):

@@ -42,7 +42,7 @@ class Dual:
 def climb(pricing: Pricing, master: Master, first_rows: Sequence[int]) -> Dual:
     """Raises the bound until the cuts allow no more, or MOST_SWEEPS are spent."""
     point = pricing.at(np.zeros(len(pricing.problem.rows)))
-    dual = Dual([point], point, sorted(first_rows))
+    dual = Dual([point], point, sorted({*first_rows, int(point.excess.argmax())}))
     for sweep in range(MOST_SWEEPS):
         aim, most = _aim(pricing, dual, master)
         if most - dual.best.bound <= CLOSE * abs(most):

@@ -55,7 +55,7 @@ class Descent:
 
     def price(self, base: Reduced, pricing: Pricing, master: Master) -> Dual:
         """Raises the bound by prices; takes the points and their best mixture."""
-        dual = climb(pricing, master, [0])
+        dual = climb(pricing, master, [])
         self.bound = max(self.bound, dual.best.bound)
         for point in dual.points:
             self.offer(base.invert(point.choices))

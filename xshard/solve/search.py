@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from ortools.linear_solver.python import model_builder
@@ -168,25 +168,30 @@ class _Search:
     best: tuple[int, Choices] | None = None
     bound: int = 0
     active: set[int] = field(default_factory=set[int])
+    nothing_fits: Infeasible | None = None
 
     def run(self) -> Solution | Infeasible:
         """The stages of the module's docstring, in order."""
         if not self.unconstrained():
             return Infeasible(None)
-        if self.active:
+        if self.best is None or self.bound < self.best[0]:
             base = Reduced(self.problem, ()).then(Trim()).then(Merge())
-            base = base.then(Drop.find(base.problem))
-            pricing = Pricing.of(base.problem)
-            if pricing is None:
-                self.bound = max(self.bound, self.inside(base, 1.0, "all choices"))
-            else:
-                dual = self.price(base, pricing)
-                if self.best is None and (answer := self.feasible()):
-                    return answer
-                self.close(base, pricing, dual)
-        if self.best is None and (answer := self.feasible()):
-            return answer
-        return self.solution()
+            self.constrained(base.then(Drop.find(base.problem)))
+        return self.nothing_fits or self.solution()
+
+    def constrained(self, base: Reduced) -> None:
+        """Stages 2 to 5 on `base`, which has all the rows."""
+        pricing = Pricing.of(base.problem) if base.problem.rows else None
+        dual = None if pricing is None else self.price(base, pricing)
+        found = None if self.best else self.feasible(base)
+        if self.best is None:
+            return
+        if pricing is None or dual is None:
+            self.bound = max(self.bound, self.inside(base, 1.0, "all choices"))
+            return
+        if found is not None:
+            self.mix(base, [*(p.choices for p in dual.points), found])
+        self.close(base, pricing, dual)
 
     def unconstrained(self) -> bool:
         """Solves without the rows; False if forbidden pairs leave no choices."""
@@ -209,9 +214,13 @@ class _Search:
         self.active |= set(dual.rows)
         self.bound = max(self.bound, dual.best.bound)
         self.tell("memory priced")
-        chosen = np.array([p.choices for p in dual.mixture(MIX)])
-        self.inside(base.then(Drop(tuple(map(np.unique, chosen.T)))), 0.25, "mixed")
+        self.mix(base, [p.choices for p in dual.mixture(MIX)])
         return dual
+
+    def mix(self, base: Reduced, points: Sequence[Choices]) -> None:
+        """Searches the choices that some point makes, node by node."""
+        chosen = tuple(np.unique(line) for line in np.array(points).T)
+        self.inside(base.then(Drop(chosen)), 0.25, "mixed")
 
     def close(self, base: Reduced, pricing: Pricing, dual: Dual) -> None:
         """Searches among what a better answer could contain, from near the bound outwards."""
@@ -247,12 +256,16 @@ class _Search:
         self.tell(stage)
         return bound
 
-    def feasible(self) -> Infeasible | None:
-        """Finds choices that fit, or proves that none do; has some time of its own."""
+    def feasible(self, base: Reduced) -> Choices | None:
+        """Finds choices of `base` that fit, or else sets `nothing_fits`; has time of its own."""
         self.budget.left_s = max(self.budget.left_s, 5.0)
-        answer = smallest_limit(self.problem, self.ledger, self.budget.run, _share_out)
-        fits = answer.choices is not None and self.offer(answer.choices)
-        return None if fits else answer
+        run, ledger = self.budget.run, Ledger.of(base.problem)
+        answer = smallest_limit(base.problem, ledger, run, _share_out)
+        choices = None if answer.choices is None else base.invert(answer.choices)
+        if choices is not None and self.offer(choices):
+            return answer.choices
+        self.nothing_fits = replace(answer, choices=choices)
+        return None
 
     @property
     def limit(self) -> int:
