@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh
 
 from xshard._jax import auto_mesh
 from xshard.cost.cluster import Cluster
-from xshard.errors import InfeasibleError, MeshError, TraceError
+from xshard.errors import InfeasibleError, MeshError, PlanError, TraceError
 from xshard.ir.trace import Traced, trace
 from xshard.pins import pins_of
 from xshard.plan.plan import Plan
@@ -66,14 +66,20 @@ def auto_shard(
     cluster = Cluster.for_devices(devices.flat[0].device_kind, devices.size, _hosts(devices))
     limit = _limit(memory_limit, _device_limit(devices))
     arguments = Arguments(fun, _numbers(static_argnums), _numbers(donate_argnums))
+    given = _checked(plan)
+    found: dict[tuple[str, ...], Plan] = {}
 
     def make(call: Call) -> Runnable:
         traced = trace(call.on_row(fun), call.row, call.static, call.labels)
-        requests = [
-            _request(traced, shape, cluster, call, in_specs, out_specs, limit, time_limit)
-            for shape in shapes
+        tried = [
+            prepare(_request(traced, s, cluster, call, in_specs, out_specs, limit, time_limit))
+            for s in shapes
         ]
-        prepared, chosen = _given(requests, plan) if plan else _agreed(requests)
+        same = tuple(p.fingerprint for p in tried)  # weak types make no other plan
+        chosen = given or agree(lambda: found.get(same) or _best(tried))
+        prepared = _for_mesh(tried, chosen)
+        _check(chosen, prepared, given=given is not None)
+        found[same] = chosen
         where = _laid_out(mesh, devices, chosen)
         return runnable(
             chosen, traced,
@@ -122,7 +128,7 @@ def plan(
         _request(traced, shape, cluster, call, in_specs, out_specs, limit, time_limit)
         for shape in _shapes(mesh, cluster)
     ]
-    _, best = _best(requests)
+    best = _best([prepare(r) for r in requests])
     return replace(best, seconds={"trace": seconds, **best.seconds})
 
 
@@ -155,10 +161,11 @@ def _request(
 ) -> Request:  # fmt: skip
     if call.names and isinstance(in_specs, tuple):
         in_specs = (*in_specs, *[None] * len(call.names))
+    pins = pins_of(traced, shape, in_specs, out_specs)
     return Request(
         traced, shape, cluster,
-        pins=pins_of(traced, shape, in_specs, out_specs),
-        ties=ties_of(traced),
+        pins=pins,
+        ties={v: arg for v, arg in ties_of(traced).items() if pins.get(v) in (None, pins.get(arg))},
         donated=_donated_values(traced, call),
         memory_limit=limit,
         time_limit_s=time_limit,
@@ -175,52 +182,43 @@ def _donated_values(traced: Traced, call: Call) -> frozenset[int]:
     return frozenset(found)
 
 
-def _best(requests: list[Request]) -> tuple[Prepared, Plan]:
+def _best(tried: list[Prepared]) -> Plan:
     """The fastest plan over all mesh shapes that have one.
 
     Raises:
       InfeasibleError: none has; the one with the smallest limit that works.
     """
-    found: list[tuple[Prepared, Plan]] = []
+    found: list[Plan] = []
     failures: list[InfeasibleError] = []
-    for request in requests:
-        prepared = prepare(request)
+    for prepared in tried:
         try:
-            found.append((prepared, make_plan(prepared)))
+            found.append(make_plan(prepared))
         except InfeasibleError as error:
             failures.append(error)
     if not found:
         raise min(failures, key=lambda e: e.smallest_limit_bytes or 1 << 62)
-    return min(found, key=lambda pair: pair[1].objective_ns)
+    return min(found, key=lambda plan: plan.objective_ns)
 
 
-def _agreed(requests: list[Request]) -> tuple[Prepared, Plan]:
-    """The best plan as process 0 found it."""
-    mine: list[Prepared] = []
-
-    def make() -> Plan:
-        prepared, plan = _best(requests)
-        mine.append(prepared)
-        return plan
-
-    chosen = agree(make)
-    prepared = mine[0] if mine else prepare(_for_mesh(requests, chosen))
-    confirm(chosen, prepared.fingerprint)
-    return prepared, chosen
+def _for_mesh(tried: list[Prepared], plan: Plan) -> Prepared:
+    return next((p for p in tried if p.request.mesh == plan.mesh), tried[0])
 
 
-def _given(requests: list[Request], plan: Plan) -> tuple[Prepared, Plan]:
-    """A plan that the user brought, if it belongs to this call."""
-    prepared = prepare(_for_mesh(requests, plan))
+def _check(plan: Plan, prepared: Prepared, *, given: bool) -> None:
+    """That a plan, given by the user or by process 0, is for what this process traced."""
+    if not given:
+        confirm(plan, prepared.fingerprint)
+        return
     r = prepared.request
     check_fits(
         plan, prepared.fingerprint, r.mesh, r.traced.in_paths, r.traced.in_avals, str(r.cluster)
     )
-    return prepared, plan
 
 
-def _for_mesh(requests: list[Request], plan: Plan) -> Request:
-    return next((r for r in requests if r.mesh == plan.mesh), requests[0])
+def _checked(plan: Plan | None) -> Plan | None:
+    if plan is not None and not isinstance(plan, Plan):
+        raise PlanError(f"plan must be a Plan, such as Plan.load(path) gives, not {plan!r}")
+    return plan
 
 
 def _devices_and_shapes(mesh: Mesh | int | None) -> tuple[Any, list[MeshShape]]:

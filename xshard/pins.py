@@ -33,12 +33,22 @@ def pins_of(traced: Traced, mesh: MeshShape, in_specs: Any, out_specs: Any) -> d
     for v, spec, name in _stated(graph.outputs, traced.out_tree, out_specs, names):
         found[v] = _same(found.get(v), read(spec, graph.values[v].shape, mesh, name), name)
     for op in graph.ops:
-        if isinstance(op.params.get("sharding"), NamedSharding) and op.prim in _CONSTRAINTS:
-            found[op.outputs[0]] = _constraint(graph, op, mesh)
+        for v, sharding in zip(op.outputs, _stated_by(op), strict=False):
+            if isinstance(sharding, NamedSharding):
+                pin, name = _constraint(graph, op, v, sharding, mesh)
+                found[v] = _same(found.get(v), pin, name)
     return found
 
 
-_CONSTRAINTS = ("sharding_constraint", "reshard", "mesh_cast")
+def _stated_by(op: Op) -> Sequence[Any]:
+    """The shardings that an op asks for, by result."""
+    if op.prim == "device_put":
+        return op.params["devices"]
+    return (op.params[_CONSTRAINTS[op.prim]],) if op.prim in _CONSTRAINTS else ()
+
+
+_CONSTRAINTS = {"sharding_constraint": "sharding", "reshard": "dst_sharding"}
+"""Primitives that put a result where the user says, and the parameter that says it."""
 
 
 def read(spec: PartitionSpec, shape: tuple[int, ...], mesh: MeshShape, name: str) -> Pin:
@@ -49,10 +59,14 @@ def read(spec: PartitionSpec, shape: tuple[int, ...], mesh: MeshShape, name: str
             "drop the entries that are too many."
         )
     entries = [*spec, *(None,) * (len(shape) - len(spec))]
-    return tuple(
+    pin = tuple(
         None if e is PartitionSpec.UNCONSTRAINED else _axes(e, n, i, spec, mesh, name)
         for i, (e, n) in enumerate(zip(entries, shape, strict=True))
     )
+    used = [axis for axes in pin for axis in axes or ()]
+    if len(set(used)) < len(used):
+        raise PinError(f"{name}: {spec} names an axis twice; an axis splits one dimension, once.")
+    return pin
 
 
 def _axes(
@@ -79,18 +93,26 @@ def _axes(
     return axes
 
 
-def _constraint(graph: Graph, op: Op, mesh: MeshShape) -> Pin:
+def _constraint(
+    graph: Graph, op: Op, v: int, sharding: NamedSharding, mesh: MeshShape
+) -> tuple[Pin, str]:
     where = f"the sharding constraint at {op.source or op.scope or 'an unknown line'}"
-    shape = graph.values[op.outputs[0]].shape
-    pin = read(op.params["sharding"].spec, shape, mesh, where)
+    pin = read(sharding.spec, graph.values[v].shape, mesh, where)
     free = op.params.get("unconstrained_dims") or ()
-    return tuple(None if i in free else axes for i, axes in enumerate(pin))
+    return tuple(None if i in free else axes for i, axes in enumerate(pin)), where
 
 
 def _same(before: Pin | None, pin: Pin, name: str) -> Pin:
-    if before is not None and before != pin:
-        raise PinError(f"{name}: out_specs contradict the spec that the same array has elsewhere.")
-    return pin
+    """Both pins of one array together."""
+    together = tuple(
+        b if a is None else a for a, b in zip(before or (None,) * len(pin), pin, strict=True)
+    )
+    if any(b is not None and a != b for a, b in zip(together, pin, strict=True)):
+        raise PinError(
+            f"{name} contradicts the spec that in_specs or out_specs give the same array; "
+            "make them equal, or drop one."
+        )
+    return together
 
 
 def _stated(
@@ -100,26 +122,23 @@ def _stated(
     if specs is None:
         return
     everything = jax.tree.unflatten(tree, range(len(values)))
+    found: list[tuple[Any, int]] = []
+
+    def collect(spec: Any, part: Any) -> None:
+        found.extend((spec, i) for i in jax.tree.leaves(part))
+
     try:
-        flat = jax.tree.leaves(
-            jax.tree.map(
-                lambda spec, part: [(spec, i) for i in jax.tree.leaves(part)],
-                specs, everything, is_leaf=_is_spec,
-            ),
-            is_leaf=lambda x: isinstance(x, tuple) and len(x) == 2 and _is_spec(x[0]),
-        )  # fmt: skip
+        jax.tree.map(collect, specs, everything, is_leaf=_is_spec)
     except ValueError as error:
         raise PinError(
             f"the specs are no prefix of {names[0] if names else 'the tree'} and its siblings: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    for spec, i in flat:
-        if spec is None:
-            continue
-        if not isinstance(spec, PartitionSpec):
+    for spec, i in found:
+        if not _is_spec(spec):
             raise PinError(f"{names[i]}: expected a PartitionSpec or None, got {spec!r}")
         v = values[i]
-        if v is not None:
+        if v is not None and spec is not None:
             yield v, spec, names[i]
 
 

@@ -29,7 +29,7 @@ def agree(make: Callable[[], Plan]) -> Plan:
         try:
             plan = make()
             message = plan.to_json().encode()
-        except XshardError as failure:
+        except Exception as failure:  # the others wait: they must hear of any failure
             error, message = failure, _FAILED + str(failure).encode()
     message = _broadcast(message)
     if error is not None:
