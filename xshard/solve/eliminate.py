@@ -19,7 +19,7 @@ from xshard.solve.problem import Edge, Ints, Problem, Row
 from xshard.solve.tables import State, Step, Table
 
 MOST_ENTRIES = 1 << 22
-MOST_WORK = 1 << 28
+MOST_WORK = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
