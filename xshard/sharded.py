@@ -122,8 +122,7 @@ class ShardedStep:
     def _runnable(self, call: Call) -> Runnable:
         key = call.key()
         if key not in self._made:
-            with jax.ensure_compile_time_eval():  # a caller may be traced itself
-                self._made[key] = self._make(call)
+            self._made[key] = self._make(call)
         self._current = self._made[key]
         return self._current
 

@@ -138,7 +138,8 @@ def _split_consts(
     for i, (const, spec) in enumerate(zip(traced.consts, specs, strict=True)):
         if isinstance(const, jax.Array | np.ndarray) and const.nbytes >= LARGE_CONST_BYTES:
             place[i] = len(large)
-            large.append(jax.device_put(const, NamedSharding(mesh, partition_spec(spec, mesh))))
+            with jax.ensure_compile_time_eval():  # the step may be called in a traced function
+                large.append(jax.device_put(const, NamedSharding(mesh, partition_spec(spec, mesh))))
         else:
             small[i] = const
     return tuple(large), small, place
