@@ -7,6 +7,7 @@ tensor has specs. Everything that is more than linear in the choices works on th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,12 +26,16 @@ class Classes(NamedTuple):
 def slices(values: Ints, axis: int) -> Classes:
     """The classes of equal slices along `axis`: a hash finds them, a comparison proves them."""
     flat = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-    salt = np.random.default_rng(7).integers(2**62, size=flat.shape[1], dtype=np.int64)
-    found = _unique((flat * salt).sum(axis=1))
+    found = _unique(flat @ _salt(flat.shape[1]))
     if (flat == flat[found.firsts][found.labels]).all():
         return found
     _, firsts, labels = np.unique(flat, axis=0, return_index=True, return_inverse=True)
     return Classes(labels.reshape(-1), firsts)
+
+
+@lru_cache(maxsize=64)
+def _salt(size: int) -> Ints:
+    return np.random.default_rng(7).integers(2**62, size=size, dtype=np.int64)
 
 
 def joint(parts: Sequence[NDArray[np.intp]], size: int) -> Classes:
