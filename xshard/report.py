@@ -112,8 +112,6 @@ def _collectives(d: Draft, a: Assignment, prices: ClusterPrices) -> Iterator[Pla
             yield PlannedCollective(s.kind, axes, round(s.nbytes), count, time_ns, name, source)
 
     for c, strategy in enumerate(a.strategies):
-        if not strategy.partial:
-            continue
         op = d.op(c)
         count = len(d.classes.members[c]) * op.repeat
         for v, raw in zip(op.outputs, strategy.results, strict=True):

@@ -1,4 +1,4 @@
-"""From a rule to strategies: which factor each mesh axis splits, and everything that follows from it.
+"""From a rule to strategies: which factor each mesh axis splits, and all that follows from it.
 
 A `Strategy` puts each mesh axis on one factor of the op or on none. Operand specs, result specs and
 the axes over which results are partial sums are derived here, once, for every op.
@@ -41,7 +41,7 @@ def strategies_of(
     found: dict[tuple[object, ...], Strategy] = {}
     options = [_splittable(rule, size) for size in mesh.sizes]
     for factors in itertools.product(*options):
-        strategy = _derive(rule, mesh, factors, operand_ranks, result_ranks)
+        strategy = strategy_of(rule, mesh, factors, operand_ranks, result_ranks)
         if strategy is not None:
             key = (strategy.operands, strategy.results, strategy.partial, strategy.splits(mesh))
             found.setdefault(key, strategy)
@@ -63,13 +63,14 @@ def _splittable(rule: Rule, axis_size: int) -> list[str | None]:
     return [None, *free]
 
 
-def _derive(
+def strategy_of(
     rule: Rule,
     mesh: MeshShape,
     factors: tuple[str | None, ...],
     operand_ranks: tuple[int, ...],
     result_ranks: tuple[int, ...],
 ) -> Strategy | None:
+    """The strategy that puts each mesh axis on this factor; None if that does not divide."""
     axes: dict[str, tuple[int, ...]] = {}
     for axis, factor in enumerate(factors):
         if factor is not None:

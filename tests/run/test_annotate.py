@@ -160,7 +160,7 @@ def random_constraints(traced: Traced, mesh: Mesh, seed: int, share: float = 0.6
     for op in g.ops:
         for r, v in enumerate(op.outputs):
             if rng.random() < share:
-                told.results[op.address, r] = random_spec(rng, g.values[v].shape, mesh)
+                told.results[op.address, r] = (random_spec(rng, g.values[v].shape, mesh),)
         for k, v in enumerate(op.inputs):
             if v is None or rng.random() > share / 2:
                 continue
@@ -223,7 +223,7 @@ def test_the_key_of_any_value_constrains_it(
         key = key_of(traced, prim, 1)
         dim = 0
     spec = P(*[None] * dim, ("x", "y"))
-    text = jaxpr_text(program, lambda _: Constraints(mesh(2, 4), {key: spec}), W, X)
+    text = jaxpr_text(program, lambda _: Constraints(mesh(2, 4), {key: (spec,)}), W, X)
     assert f"spec={spec}" in text.replace("PartitionSpec", "P")
 
 
@@ -251,7 +251,7 @@ def test_a_barrier_holds_the_reshard_back(mesh: Any) -> None:
 def test_constraints_reach_xla(mesh: Any) -> None:
     """What is told inside a scan is a sharding in the compiled body."""
     traced = trace(scanned, (W, X))
-    told = Constraints(mesh(2, 4), {key_of(traced, "tanh"): P("x", "y")})
+    told = Constraints(mesh(2, 4), {key_of(traced, "tanh"): (P("x", "y"),)})
     text = jax.jit(annotate(traced, told)).lower(W, X).compile().as_text()
     assert "f32[8,2]" in text
 
@@ -341,7 +341,7 @@ def test_ordered_effects_keep_their_order_and_run_once(mesh: Any) -> None:
         return x * 2
 
     traced = trace(f, (X,))
-    told = Constraints(mesh(1), {key_of(traced, "tanh"): P("x")})
+    told = Constraints(mesh(1), {key_of(traced, "tanh"): (P("x"),)})
     jax.block_until_ready(jax.jit(annotate(traced, told))(X))
     jax.effects_barrier()
     assert seen == [0, 1, 2, 9]
@@ -366,6 +366,6 @@ def test_mutable_references_pass_through_loops(mesh: Any) -> None:
         return jax.lax.scan(body, 0, x[:3]), ref[...]
 
     traced = trace(f, (X,))
-    told = Constraints(mesh(2, 4), {key_of(traced, "sin"): P("x")})
+    told = Constraints(mesh(2, 4), {key_of(traced, "sin"): (P("x"),)})
     want = [plain(x) for x in jax.tree.leaves(jax.jit(f)(X))]
     assert_equal(results(traced, told, X), want, rtol=1e-6)

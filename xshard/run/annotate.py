@@ -49,7 +49,7 @@ class Constraints:
 
     Attributes:
       mesh: with Auto axes.
-      results: constrain this result as soon as it is made.
+      results: constrain this result as soon as it is made, to these specs in sequence.
       operands: reshard this operand just for this equation, through these specs in sequence.
       shared: operand use -> an earlier use of the same value whose resharded copy it takes, so that
         there is one collective. A use in another body than the first makes its own copy.
@@ -59,7 +59,7 @@ class Constraints:
     """
 
     mesh: Mesh
-    results: Mapping[Key, PartitionSpec] = field(default_factory=dict)
+    results: Mapping[Key, tuple[PartitionSpec, ...]] = field(default_factory=dict)
     operands: Mapping[Key, tuple[PartitionSpec, ...]] = field(default_factory=dict)
     shared: Mapping[Key, Key] = field(default_factory=dict)
     barriers: frozenset[Key] = frozenset()
@@ -144,8 +144,9 @@ class Frame:
 
     def result(self, key: Key, x: Any) -> Any:
         """The value, constrained if it is told so."""
-        spec = self.told.results.get(key)
-        return x if spec is None else self._constrain(x, spec)
+        for spec in self.told.results.get(key, ()):
+            x = self._constrain(x, spec)
+        return x
 
     def operand(self, key: Key, x: Any, ins: Sequence[Any] = ()) -> Any:
         """The value as this use wants it; `ins` are all operands of the equation."""

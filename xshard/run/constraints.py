@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 
 from jax.sharding import Mesh, PartitionSpec
 
+from xshard.cost.prices import reduction
+from xshard.errors import PlanError
 from xshard.ir.fold import Classes
-from xshard.ir.graph import Graph, Op
+from xshard.ir.graph import Graph, Op, Value
 from xshard.plan.plan import Plan
 from xshard.rules import Rule
 from xshard.run.annotate import Constraints, Key
-from xshard.spec import Spec
+from xshard.spec import MeshShape, Spec
+from xshard.strategies import Strategy, strategy_of
 
 BARRIER_BYTES = 1 << 16
 """A value of fewer bytes is not gathered again in the backward pass: its copy may live on."""
@@ -33,7 +36,7 @@ def constraints_of(
       rules: one for each op class.
       path: (shape, itemsize, from, to) -> the specs to ask for in sequence.
     """
-    results: dict[Key, PartitionSpec] = {}
+    results: dict[Key, tuple[PartitionSpec, ...]] = {}
     operands: dict[Key, tuple[PartitionSpec, ...]] = {}
     shared: dict[Key, Key] = {}
     barriers: set[Key] = set()
@@ -41,11 +44,14 @@ def constraints_of(
     moved_in: dict[tuple[int, Spec], str] = {}
     op_class, value_class = classes.op_class.tolist(), classes.value_class.tolist()
     inner = _inner_values(plan, graph, classes, rules)
+    strategies = [_strategy(plan, graph, classes, c, rule) for c, rule in enumerate(rules)]
     for op in graph.ops:
-        planned = plan.ops[op_class[op.id]]
+        planned, strategy = plan.ops[op_class[op.id]], strategies[op_class[op.id]]
         for r, v in enumerate(op.outputs):
-            if graph.values[v].shape and v not in inner:
-                results[op.address, r] = partition_spec(plan.values[value_class[v]], mesh)
+            value, spec = graph.values[v], plan.values[value_class[v]]
+            if value.shape and v not in inner:
+                stops = _stops(value, strategy, r, spec, plan.mesh, path)
+                results[op.address, r] = tuple(partition_spec(s, mesh) for s in stops)
         for k, v in enumerate(op.inputs):
             if v is None or not graph.values[v].shape:
                 continue
@@ -63,6 +69,30 @@ def constraints_of(
             ):
                 barriers.add(key)
     return Constraints(mesh, results, operands, shared, frozenset(barriers))
+
+
+def _strategy(plan: Plan, graph: Graph, classes: Classes, c: int, rule: Rule) -> Strategy:
+    """The strategy of a class of ops, whose specs a plan's `factors` say."""
+    op = graph.ops[classes.members[c][0]]
+    ins = tuple(0 if v is None else len(graph.values[v].shape) for v in op.inputs)
+    outs = tuple(len(graph.values[v].shape) for v in op.outputs)
+    found = strategy_of(rule, plan.mesh, plan.ops[c].factors, ins, outs)
+    if found is None:
+        raise PlanError(f"the plan splits {op.prim} at {op.source} in a way that does not divide")
+    return found
+
+
+def _stops(
+    value: Value, strategy: Strategy, r: int, final: Spec, mesh: MeshShape, path: Path
+) -> tuple[Spec, ...]:
+    """The specs of result `r` from where the op leaves it, its sums finished, to where it is kept.
+
+    Without the first one XLA would choose another strategy for the op, one that ends in the last.
+    """
+    _, made = reduction(
+        strategy.results[r], strategy.partial, final, value.shape, value.itemsize, mesh
+    )
+    return (made, *path(value.shape, value.itemsize, made, final))
 
 
 def partition_spec(spec: Spec, mesh: Mesh) -> PartitionSpec:
