@@ -1,136 +1,202 @@
-r"""Dual bounds by diffusion, and the choices that they rule out.
+r"""Dual bounds by diffusion: for problems without rows that are too wide to eliminate.
 
-Moving cost between nodes and edges changes no total:
-$\theta'_i = \theta_i + \sum_j m_{ij}$, $\theta'_{ij} = \theta_{ij} - m_{ij} - m_{ji}$. For any
-messages $m$,
+Moving cost between nodes and edges changes no total. With messages $\varphi_{e,i}$ for each edge
+$e$ and each of its ends $i$,
+$\theta'_i = \theta_i - \sum_e \varphi_{e,i}$ and
+$\theta'_e(a, b) = \theta_e(a, b) + \varphi_{e,i}(a) + \varphi_{e,j}(b)$, and
 
-$$L(m) = \sum_i \min \theta'_i + \sum_{ij} \min \theta'_{ij}$$
+$$L(\varphi) = \sum_i \min \theta'_i + \sum_e \min \theta'_e$$
 
-is a lower bound, and it stays one for all assignments with $c_i = a$ when the minima of the terms
-that hold node $i$ are taken at $a$. `Diffusion.sweep` raises $L$ by block-coordinate ascent (every
-node takes what its edges can give, then shares it out evenly: the sequential form of max-sum
-diffusion, Werner, IEEE PAMI 29(7), 2007); `rule_out` keeps the choices whose bound does not exceed
-a known objective.
+is a lower bound; it holds for all assignments with $c_i = a$ when the minima of the terms that hold
+node $i$ are taken at $a$ (`bounds`). A step of `_sweep` gives node $i$ all that its edges can
+spare and shares it out evenly among itself and them, which never lowers $L$: max-sum diffusion
+(Werner, IEEE PAMI 29(7), 2007), one node after another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xshard.solve.problem import FORBIDDEN, Problem
+from xshard.solve.problem import FORBIDDEN, Ints, Problem
 
 Floats = NDArray[np.float64]
-MARGIN = 1e-9
+Index = NDArray[np.intp]
+
+MARGIN = 1e-7
 """Relative safety of float bounds against integer objectives."""
-_BIG = 1e15
-"""Stands for a forbidden cost: far above any objective, small enough for exact sums."""
+MOST_SWEEPS = 400
+BETWEEN_LOOKS = 10
+STILL = 1e-5
+"""Relative rise of the bound between two looks at which the sweeps end."""
+
+
+@dataclass(slots=True)
+class Place:
+    """One node and its edges.
+
+    Attributes:
+      theta: its costs.
+      tables: for each choice, the rows of all its edges behind one another.
+      mine: where its messages stand, shape (edges, choices).
+      others: for each column of `tables`, where the other end's message stands.
+      starts: first column of each edge.
+      edges: (edge, side) in the order of the columns.
+    """
+
+    theta: Floats
+    tables: Floats
+    mine: Index
+    others: Index
+    starts: Index
+    edges: list[tuple[int, int]]
 
 
 @dataclass(slots=True)
 class Diffusion:
-    """Reparametrised costs of a problem without rows.
+    """Messages of one problem; they stay as a start when costs change."""
 
-    Attributes:
-      nodes: theta' of each node.
-      edges: theta' of each edge, shape (choices of a, choices of b).
-      ends: the two nodes of each edge.
-      at: for each node, its (edge, side).
-    """
-
-    nodes: list[Floats]
-    edges: list[Floats]
+    places: list[Place]
+    messages: Floats
     ends: list[tuple[int, int]]
-    at: list[list[tuple[int, int]]]
+    big: float = field(default=0.0)
 
     @staticmethod
     def of(problem: Problem) -> Diffusion:
-        """Starts with all messages zero."""
+        """All messages zero."""
         at: list[list[tuple[int, int]]] = [[] for _ in problem.nodes]
+        slot: dict[tuple[int, int], Index] = {}
+        size = 0
         for k, e in enumerate(problem.edges):
-            at[e.a].append((k, 0))
-            at[e.b].append((k, 1))
-        nodes = [_bounded(n.costs) for n in problem.nodes]
-        edges = [_bounded(e.costs) for e in problem.edges]
-        return Diffusion(nodes, edges, [(e.a, e.b) for e in problem.edges], at)
+            for side, i in enumerate((e.a, e.b)):
+                at[i].append((k, side))
+                n = len(problem.nodes[i].costs)
+                slot[k, side] = np.arange(size, size + n)
+                size += n
+        places = [_place(edges, slot) for edges in at]
+        found = Diffusion(places, np.zeros(size), [(e.a, e.b) for e in problem.edges])
+        found.load([n.costs for n in problem.nodes], [e.costs for e in problem.edges])
+        return found
 
-    @property
-    def bound(self) -> float:
-        """A lower bound of every assignment."""
-        return self.constant + sum(float(t.min()) for t in (*self.nodes, *self.edges))
+    def edge_tables(self, edges: Sequence[Ints]) -> list[Ints]:
+        """The matrices as they are (another engine compresses them)."""
+        return list(edges)
 
-    def sweep(self, order: Sequence[int]) -> None:
-        """Raises the bound: each node collects from its edges and gives even shares back."""
+    def load(self, costs: Sequence[Ints], tables: Sequence[Ints]) -> None:
+        """Takes other costs; the messages stay."""
+        self.big = 4.0 * sum(_largest(t) for t in (*costs, *tables)) + 1.0
+        for place, cost in zip(self.places, costs, strict=True):
+            place.theta = self._bounded(cost)
+            if place.edges:
+                oriented = [tables[k] if side == 0 else tables[k].T for k, side in place.edges]
+                place.tables = self._bounded(np.concatenate(oriented, axis=1))
+
+    def minimise(self, costs: Sequence[Ints], tables: Sequence[Ints]) -> tuple[int, tuple[int, ...]]:
+        """A lower bound of the least total, and choices that come near it."""
+        self.load(costs, tables)
+        order, bound = range(len(self.places)), -np.inf
+        for sweep in range(1, MOST_SWEEPS + 1):
+            self._sweep(order if sweep % 2 else order[::-1])
+            if sweep % BETWEEN_LOOKS == 0:
+                last, bound = bound, self._bound()
+                if bound - last <= STILL * abs(bound):
+                    break
+        choices = self._decode(order)
+        return _safely_below(min(self._bound(), self._total(choices, tables))), tuple(choices)
+
+    def bounds(self, costs: Sequence[Ints], tables: Sequence[Ints]) -> list[Ints]:
+        """For every node and choice, a lower bound of all totals that contain it."""
+        self.minimise(costs, tables)
+        bound = self._bound()
+        return [np.array([_safely_below(bound + x) for x in self._extra(p)]) for p in self.places]
+
+    def _sweep(self, order: Sequence[int]) -> None:
         for i in order:
-            places = self.at[i]
-            if not places:
-                continue
-            total = self.nodes[i]
-            for k, side in places:
-                gives = self.edges[k].min(axis=1 - side)
-                self.edges[k] -= gives[:, None] if side == 0 else gives[None, :]
-                total = total + gives
-            share = total / (len(places) + 1)
-            for k, side in places:
-                self.edges[k] += share[:, None] if side == 0 else share[None, :]
-            self.nodes[i] = share
+            place = self.places[i]
+            if place.edges:
+                least = self._least(place)
+                share = (place.theta + least.sum(axis=1)) / (len(place.edges) + 1)
+                self.messages[place.mine] = (share[:, None] - least).T
 
-    def marginals(self, i: int) -> Floats:
-        """For each choice of node `i`, a lower bound of all assignments that contain it."""
-        extra = self.nodes[i] - self.nodes[i].min()
-        for k, side in self.at[i]:
-            least = self.edges[k].min(axis=1 - side)
-            extra = extra + (least - least.min())
-        return self.bound + extra
+    def _least(self, place: Place) -> Floats:
+        """What each edge (column) can spare for each choice (row)."""
+        seen = place.tables + self.messages[place.others]
+        return np.minimum.reduceat(seen, place.starts, axis=1)
 
-    def rule_out(self, upper: int) -> list[NDArray[np.int64]]:
-        """For each node, the choices that some assignment of at most `upper` may contain."""
-        limit, bound = upper * (1 + MARGIN) + 1, self.bound
-        kept: list[NDArray[np.int64]] = []
-        for i in range(len(self.nodes)):
-            extra = self.nodes[i] - self.nodes[i].min()
-            for k, side in self.at[i]:
-                least = self.edges[k].min(axis=1 - side)
-                extra = extra + (least - least.min())
-            kept.append(np.flatnonzero(bound + extra <= limit))
-        return kept
+    def _own(self, place: Place) -> Floats:
+        """theta' of a node."""
+        return place.theta - self.messages[place.mine].sum(axis=0)
 
-    def decode(self, problem: Problem, order: Sequence[int]) -> list[int]:
-        """An assignment: each node's best given the ones before it, the rest at their minima."""
-        choices = [-1] * len(self.nodes)
+    def _extra(self, place: Place) -> Floats:
+        """By how much each choice raises the bound."""
+        extra = self._own(place)
+        extra = extra - extra.min()
+        if place.edges:
+            each = self._least(place) + self.messages[place.mine].T
+            extra = extra + (each - each.min(axis=0)).sum(axis=1)
+        return extra
+
+    def _bound(self) -> float:
+        total = sum(float(self._own(place).min()) for place in self.places)
+        for place in self.places:
+            first = [n for n, (_, side) in enumerate(place.edges) if side == 0]
+            if first:
+                each = self._least(place) + self.messages[place.mine].T
+                total += float(each[:, first].min(axis=0).sum())
+        return total
+
+    def _decode(self, order: Sequence[int]) -> list[int]:
+        """Each node's best given the ones before it, the rest at their minima; then improved."""
+        choices = [-1] * len(self.places)
         for i in order:
-            score = self.nodes[i].copy()
-            for k, side in self.at[i]:
-                other = choices[self.ends[k][1 - side]]
-                table = self.edges[k] if side == 0 else self.edges[k].T
-                score += table.min(axis=1) if other < 0 else table[:, other]
-            choices[i] = int(score.argmin())
-        return improve(problem, choices)
+            choices[i] = int(self._score(i, choices).argmin())
+        for _ in range(4):
+            for i in order:
+                score = self._score(i, choices)
+                if score[choices[i]] > score.min():
+                    choices[i] = int(score.argmin())
+        return choices
+
+    def _score(self, i: int, choices: Sequence[int]) -> Floats:
+        place = self.places[i]
+        score = self._own(place)
+        if not place.edges:
+            return score
+        seen = place.tables + self.messages[place.others]
+        ends = np.append(place.starts[1:], seen.shape[1])
+        mine = self.messages[place.mine]
+        for n, (k, side) in enumerate(place.edges):
+            other = choices[self.ends[k][1 - side]]
+            part = seen[:, place.starts[n] : ends[n]]
+            score = score + mine[n] + (part.min(axis=1) if other < 0 else part[:, other])
+        return score
+
+    def _total(self, choices: Sequence[int], tables: Sequence[Ints]) -> float:
+        nodes = sum(float(p.theta[c]) for p, c in zip(self.places, choices, strict=True))
+        pairs = zip(tables, self.ends, strict=True)
+        return nodes + sum(min(float(t[choices[a], choices[b]]), self.big) for t, (a, b) in pairs)
+
+    def _bounded(self, costs: Ints) -> Floats:
+        return np.where(costs >= FORBIDDEN, self.big, costs).astype(np.float64)
 
 
-def improve(problem: Problem, choices: list[int], most_rounds: int = 50) -> list[int]:
-    """Moves single nodes to their best choice until none gains."""
-    at: list[list[tuple[int, int]]] = [[] for _ in problem.nodes]
-    for k, e in enumerate(problem.edges):
-        at[e.a].append((k, 0))
-        at[e.b].append((k, 1))
-    for _ in range(most_rounds):
-        moved = False
-        for i, node in enumerate(problem.nodes):
-            score = _bounded(node.costs)
-            for k, side in at[i]:
-                e = problem.edges[k]
-                score += _bounded(e.costs[:, choices[e.b]] if side == 0 else e.costs[choices[e.a]])
-            best = int(score.argmin())
-            if score[best] < score[choices[i]]:
-                choices[i], moved = best, True
-        if not moved:
-            break
-    return choices
+def _place(edges: list[tuple[int, int]], slot: dict[tuple[int, int], Index]) -> Place:
+    none = np.zeros(0, np.intp)
+    mine = np.array([slot[e] for e in edges]) if edges else none.reshape(0, 1)
+    others = [slot[k, 1 - side] for k, side in edges]
+    sizes = [len(x) for x in others]
+    starts = np.cumsum([0, *sizes[:-1]]) if edges else none
+    together = np.concatenate(others) if edges else none
+    return Place(np.zeros(0), np.zeros((0, 0)), mine, together, starts, edges)
 
 
-def _bounded(costs: NDArray[np.int64]) -> Floats:
-    return np.where(costs >= FORBIDDEN, _BIG, costs).astype(np.float64)
+def _largest(costs: Ints) -> float:
+    allowed = costs[costs < FORBIDDEN]
+    return float(allowed.max()) if allowed.size else 0.0
+
+
+def _safely_below(bound: float) -> int:
+    return int(np.floor(bound - MARGIN * abs(bound)))

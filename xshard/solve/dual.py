@@ -16,7 +16,10 @@ import numpy as np
 from xshard.solve.price import Point, Prices, Pricing
 
 MOST_SWEEPS = 40
-STEEPEST = 100.0
+FIRST_SHARE = 0.1
+"""The first price makes the excess worth this part of the objective."""
+FURTHER = 3.0
+"""No price goes further than this many times the largest one that has proved good."""
 TILTS = (0.16, 0.64)
 CLOSE = 1e-6
 Master = Callable[[Sequence[Point], Sequence[int], float], tuple[Prices, float]]
@@ -39,21 +42,41 @@ class Dual:
         return [*cheapest, *nearly, *over[-most:], self.best]
 
 
-def climb(pricing: Pricing, master: Master, first_rows: Sequence[int]) -> Dual:
-    """Raises the bound until the cuts allow no more, or MOST_SWEEPS are spent."""
-    point = pricing.at(np.zeros(len(pricing.problem.rows)))
+def climb(
+    pricing: Pricing,
+    master: Master,
+    first_rows: Sequence[int],
+    start: Prices | None = None,
+    most_sweeps: int = MOST_SWEEPS,
+) -> Dual:
+    """Raises the bound until the cuts allow no more, or `most_sweeps` are spent.
+
+    `start` are prices from before; without them nothing has a price at first.
+    """
+    point = pricing.at(np.zeros(len(pricing.problem.rows)) if start is None else start)
     dual = Dual([point], point, sorted({*first_rows, int(point.excess.argmax())}))
-    for sweep in range(MOST_SWEEPS):
-        aim, most = _aim(pricing, dual, master)
-        if most - dual.best.bound <= CLOSE * abs(most):
+    first = max(float(point.prices.max(initial=0)), float(_first_step(point).max(initial=0)))
+    reach = FURTHER * first or np.inf
+    for _ in range(most_sweeps):
+        aim, most = _aim(pricing, dual, master, reach)
+        if most - dual.best.bound <= CLOSE * abs(most) and aim.max(initial=0) < reach:
             break
-        point = pricing.at(aim if sweep == 0 else (aim + dual.best.prices) / 2)
+        point = pricing.at((aim + dual.best.prices) / 2)
         dual.points.append(point)
         if point.bound > dual.best.bound:
             dual.best = point
+            reach = max(reach, FURTHER * float(point.prices.max()))
         if point.excess.max() > 0:
             dual.rows = sorted({*dual.rows, int(point.excess.argmax())})
     return dual
+
+
+def _first_step(point: Point) -> Prices:
+    """A price on the fullest row at which its excess is worth a part of the objective."""
+    prices = np.zeros(len(point.excess))
+    worst = int(point.excess.argmax())
+    prices[worst] = FIRST_SHARE * point.objective / max(1, int(point.excess[worst]))
+    return prices
 
 
 def split(pricing: Pricing, dual: Dual) -> None:
@@ -75,9 +98,9 @@ def split(pricing: Pricing, dual: Dual) -> None:
             low, high = (low, middle) if fits else (middle + 1, high)
 
 
-def _aim(pricing: Pricing, dual: Dual, master: Master) -> tuple[Prices, float]:
+def _aim(pricing: Pricing, dual: Dual, master: Master, reach: float) -> tuple[Prices, float]:
     """The master's prices for all rows, and the value it gives them."""
-    some, most = master(dual.points, dual.rows, STEEPEST)
+    some, most = master(dual.points, dual.rows, reach)
     prices = np.zeros(len(pricing.problem.rows))
     prices[dual.rows] = some
     return prices, most

@@ -17,7 +17,7 @@ from xshard.solve.drop import Drop
 from xshard.solve.dual import Dual, Master, climb
 from xshard.solve.merge import Merge
 from xshard.solve.model import Model, Outcome, minimise_peak
-from xshard.solve.price import Pricing
+from xshard.solve.price import MOST_CHOICES_TO_ELIMINATE, Pricing
 from xshard.solve.problem import FORBIDDEN, Infeasible, Ints, Problem
 from xshard.solve.reduce import FEW_ENTRIES, Reduced, reduce
 from xshard.solve.trim import Trim
@@ -91,10 +91,9 @@ def smallest_limit(problem: Problem, ledger: Ledger, run: Run, master: Master) -
     enough = -1 if problem.limit is None else problem.limit
     free = _costless(problem)
     search = Descent(free, ledger, run, enough)
-    base = Reduced(free, ()).then(Trim()).then(Merge())
-    base = base.then(Drop.find(base.problem))
+    base = tidied(free)
     pricing = Pricing.of(replace(base.problem, limit=0))
-    if pricing is not None and problem.rows:
+    if problem.rows:
         dual = search.price(base, pricing, master)
         if search.best is not None and not search.done():
             base = base.then(pricing.within(dual.best.prices, search.best[0] - 1))
@@ -103,6 +102,14 @@ def smallest_limit(problem: Problem, ledger: Ledger, run: Run, master: Master) -
     peak, choices = search.best or (None, None)
     proven = search.bound >= (NO_LIMIT if peak is None else peak)
     return Infeasible(peak, choices, proven)
+
+
+def tidied(problem: Problem) -> Reduced:
+    """Trimmed and merged; rid of dominated choices where that is not slower than it helps."""
+    base = Reduced(problem, ()).then(Trim()).then(Merge())
+    if sum(len(n.costs) for n in base.problem.nodes) > MOST_CHOICES_TO_ELIMINATE:
+        return base
+    return base.then(Drop.find(base.problem))
 
 
 def _costless(problem: Problem) -> Problem:

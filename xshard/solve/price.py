@@ -6,18 +6,50 @@ limit, row by row, are a cut for the next prices; its `bound` holds for the prob
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xshard.solve.check import Ledger, objective_of
+from xshard.solve.diffuse import Diffusion
 from xshard.solve.drop import Drop
 from xshard.solve.problem import FORBIDDEN, Ints, Problem
 from xshard.solve.sweep import Sweep
 
 Prices = NDArray[np.float64]
 ROUNDING = 1e-12
+
+
+class Engine(Protocol):
+    """Minimises node costs and edge tables, exactly or from below."""
+
+    def edge_tables(self, edges: Sequence[Ints]) -> list[Ints]:
+        """Edge matrices in the form that the other methods take."""
+        ...
+
+    def minimise(self, costs: Sequence[Ints], tables: Sequence[Ints]) -> tuple[int, tuple[int, ...]]:
+        """A lower bound of the least total, and choices that come near it."""
+        ...
+
+    def bounds(self, costs: Sequence[Ints], tables: Sequence[Ints]) -> list[Ints]:
+        """For every node and choice, a lower bound of all totals that contain it."""
+        ...
+
+
+def engine_of(problem: Problem) -> Engine:
+    """Elimination for a small problem, diffusion for a large one."""
+    if sum(len(n.costs) for n in problem.nodes) <= MOST_CHOICES_TO_ELIMINATE:
+        sweep = Sweep.of(problem)
+        if sweep is not None:
+            return sweep
+    return Diffusion.of(problem)
+
+
+MOST_CHOICES_TO_ELIMINATE = 3000
+"""Above that a first elimination is not worth its time: diffusion is as good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +75,25 @@ class Pricing:
 
     problem: Problem
     ledger: Ledger
-    sweep: Sweep
+    engine: Engine
     costs: list[Ints]
     usages: list[Ints | None]
 
     @staticmethod
-    def of(problem: Problem) -> Pricing | None:
-        """None if the problem is too wide for a sweep."""
-        sweep = Sweep.of(problem)
-        if sweep is None:
-            return None
+    def of(problem: Problem) -> Pricing:
+        """By exact elimination where that is small enough, by diffusion elsewhere."""
+        engine = engine_of(problem)
         dense = [(e.costs, e.usage) for e in problem.edges]
-        costs = sweep.edge_tables([c for c, _ in dense])
+        costs = engine.edge_tables([c for c, _ in dense])
         filled = [np.zeros_like(c) if u is None else u for c, u in dense]
-        small = sweep.edge_tables(filled)
+        small = engine.edge_tables(filled)
         usages = [None if u is None else s for (_, u), s in zip(dense, small, strict=True)]
-        return Pricing(problem, Ledger.of(problem), sweep, costs, usages)
+        return Pricing(problem, Ledger.of(problem), engine, costs, usages)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether points are minima, not only near them."""
+        return isinstance(self.engine, Sweep)
 
     def at(self, prices: Prices, weights: Prices | None = None) -> Point:
         """The cheapest choices at `prices`; with `weights` nodes pay so many times as much.
@@ -66,8 +101,7 @@ class Pricing:
         The bound holds without weights only; with them it is 0.
         """
         costs, tables = self._priced(prices, weights)
-        least = self.sweep.up(costs, tables)
-        choices = self.sweep.down(costs, tables)
+        least, choices = self.engine.minimise(costs, tables)
         assert self.problem.limit is not None
         excess = self.ledger.live_bytes(self.problem, choices) - self.problem.limit
         bound = self.problem.constant + least - self._refund(prices)
@@ -77,8 +111,7 @@ class Pricing:
     def within(self, prices: Prices, most: int) -> Drop:
         """Leaves out every choice that no feasible answer of `most` or less contains."""
         costs, tables = self._priced(prices)
-        least = self.sweep.up(costs, tables)
-        marginals = self.sweep.marginals(costs, tables, least)
+        marginals = self.engine.bounds(costs, tables)
         most_priced = most - self.problem.constant + self._refund(prices)
         kept = [np.flatnonzero(m <= min(most_priced, FORBIDDEN - 1)) for m in marginals]
         return Drop(tuple(k if len(k) else np.zeros(1, np.intp) for k in kept))

@@ -1,13 +1,12 @@
 r"""`solve`: the best choices of a problem, with a proof or a bound, the same on every run.
 
-1. Without the rows (`_Search.unconstrained`): a relaxation, usually eliminated to nothing by the
-   reductions, so exact. If its choices fit, they are optimal.
+1. Without the rows (`_Search.unconstrained`): a relaxation. Dual bounds rule most choices out, the
+   reductions eliminate what is left, so it is exact. If its choices fit, they are optimal.
 2. Memory at a price (`_Search.price`): a strong bound, and points on both sides of the limit.
    CP-SAT picks the best mixture of those points.
 3. `_Search.close`: the choices that a better answer could still contain, by their marginals at the
    best prices; CP-SAT on those alone proves the answer or improves it.
-4. Problems that are too wide for prices: CP-SAT on everything (`_Search.inside` of it all).
-5. If nothing fits (`peak.smallest_limit`): the least peak instead of the least cost.
+4. If nothing fits (`peak.smallest_limit`): the least peak instead of the least cost.
 
 Rows are added when an answer violates them; the bound of a relaxation is a bound of the problem.
 Limits are in CP-SAT's deterministic seconds; the wall clock is only a safety net at a multiple of
@@ -24,21 +23,24 @@ import numpy as np
 from ortools.linear_solver.python import model_builder
 from ortools.sat.python import cp_model
 
-from xshard.solve.check import Ledger, evaluate
+from xshard.solve.check import Ledger, evaluate, objective_of
 from xshard.solve.drop import Drop
-from xshard.solve.dual import Dual, climb, split
-from xshard.solve.merge import Merge
+from xshard.solve.dual import MOST_SWEEPS, Dual, climb, split
 from xshard.solve.model import Model, Outcome, minimise_cost
-from xshard.solve.peak import NO_LIMIT, smallest_limit, summits, with_rows
-from xshard.solve.price import Point, Prices, Pricing
+from xshard.solve.peak import NO_LIMIT, smallest_limit, summits, tidied, with_rows
+from xshard.solve.price import Point, Prices, Pricing, engine_of
 from xshard.solve.problem import FORBIDDEN, Infeasible, Problem, Solution
 from xshard.solve.reduce import FEW_ENTRIES, MOST_ENTRIES, Reduced, reduce
-from xshard.solve.trim import Trim
 
 DETERMINISTIC_SHARE = 0.3
 MANY_CHOICES = 1500
 WALL_FACTOR = 4.0
 MIX = 4
+FEW_SWEEPS = 12
+"""Points of a dual ascent by diffusion, before it goes on with fewer choices."""
+MOST_ROUNDS = 4
+WORTH_PRICING = 0.7
+"""Choices are priced again when at most this share of them is left."""
 Choices = tuple[int, ...]
 
 
@@ -84,6 +86,7 @@ def solve(
     workers: int = 2,
     seed: int = 0,
     hint: Sequence[int] | None = None,
+    enough_gap: float = 0.0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Solution | Infeasible:
     """The cheapest choices that fit the problem's limit.
@@ -96,6 +99,7 @@ def solve(
         3.7 deterministic seconds); more are interleaved, so that timing does not matter.
       seed: of the search; another seed may find other choices of the same objective.
       hint: choices to start from; they need not fit.
+      enough_gap: the search ends at an answer that is proven to be this close to the best.
       on_progress: called after every stage.
 
     Returns:
@@ -103,10 +107,14 @@ def solve(
     """
     problem.verify()
     budget = Budget(time_limit_s * DETERMINISTIC_SHARE, workers, seed)
-    search = _Search(problem, Ledger.of(problem), budget, on_progress or _silent)
+    search = _Search(problem, Ledger.of(problem), budget, on_progress or _silent, enough_gap)
     if hint is not None:
         search.offer(tuple(int(c) for c in hint))
     return search.run()
+
+
+def _num_choices(problem: Problem) -> int:
+    return sum(len(n.costs) for n in problem.nodes)
 
 
 def _silent(_: Progress) -> None:
@@ -141,7 +149,7 @@ def _maximise_least_cut(
     """In units of `cost` ns and `size` bytes, which keep the numbers near 1."""
     lp = model_builder.Model()
     value = lp.new_num_var(-np.inf, np.inf, "")
-    prices = [lp.new_num_var(0, steepest, "") for _ in rows]
+    prices = [lp.new_num_var(0, steepest * size / cost, "") for _ in rows]
     if one:
         lp.add(sum(prices) <= 1.0)
     for p in points:
@@ -165,54 +173,84 @@ class _Search:
     ledger: Ledger
     budget: Budget
     report: Callable[[Progress], None]
+    enough_gap: float = 0.0
     best: tuple[int, Choices] | None = None
     bound: int = 0
     active: set[int] = field(default_factory=set[int])
     nothing_fits: Infeasible | None = None
+    reach: Drop = field(default_factory=lambda: Drop(()))
 
     def run(self) -> Solution | Infeasible:
         """The stages of the module's docstring, in order."""
         if not self.unconstrained():
             return Infeasible(None)
-        if self.best is None or self.bound < self.best[0]:
-            base = Reduced(self.problem, ()).then(Trim()).then(Merge())
-            self.constrained(base.then(Drop.find(base.problem)))
+        if not self.is_done():
+            self.constrained(tidied(self.problem))
         return self.nothing_fits or self.solution()
 
     def constrained(self, base: Reduced) -> None:
         """Stages 2 to 5 on `base`, which has all the rows."""
-        pricing = Pricing.of(base.problem) if base.problem.rows else None
-        dual = None if pricing is None else self.price(base, pricing)
+        if not base.problem.rows:
+            self.bound = max(self.bound, self.inside(base, 1.0, "all choices"))
+            return
+        pricing = Pricing.of(base.problem)
+        dual = self.price(base, pricing)
         found = None if self.best else self.feasible(base)
         if self.best is None:
             return
-        if pricing is None or dual is None:
-            self.bound = max(self.bound, self.inside(base, 1.0, "all choices"))
-            return
         if found is not None:
             self.mix(base, [*(p.choices for p in dual.points), found])
+        for _ in range(MOST_ROUNDS):
+            smaller = base.then(pricing.within(dual.best.prices, self.best[0] - 1))
+            few = _num_choices(smaller.problem) <= WORTH_PRICING * _num_choices(base.problem)
+            if self.is_done() or not few:
+                break
+            base, pricing = smaller, Pricing.of(smaller.problem)
+            dual = self.price(base, pricing, dual.best.prices)
         self.close(base, pricing, dual)
 
     def unconstrained(self) -> bool:
         """Solves without the rows; False if forbidden pairs leave no choices."""
-        reduced = reduce(with_rows(self.problem, set()), most_entries=MOST_ENTRIES)
+        reduced = reduce(self.within_reach(), most_entries=MOST_ENTRIES)
         outcome = self.budget.run(minimise_cost(reduced.problem), 0.5)
         if outcome.infeasible:
             return False
         self.bound = max(self.bound, outcome.bound)
         if outcome.choices is not None:
-            self.visit(reduced.invert(outcome.choices))
+            self.visit(self.reach.invert(reduced.invert(outcome.choices)))
         self.tell("without memory")
         return True
 
-    def price(self, base: Reduced, pricing: Pricing) -> Dual:
-        """Prices the rows; takes the points that fit, and the best mixture of the points."""
-        dual = climb(pricing, _master, sorted(self.active))
-        split(pricing, dual)
+    def within_reach(self) -> Problem:
+        """The problem without rows, less the choices that its dual bounds rule out."""
+        free = with_rows(self.problem, set())
+        engine = engine_of(free)
+        costs, tables = [n.costs for n in free.nodes], engine.edge_tables([e.costs for e in free.edges])
+        least, choices = engine.minimise(costs, tables)
+        most = objective_of(free, choices)
+        if most < FORBIDDEN:
+            self.bound = max(self.bound, free.constant + least)
+            self.visit(choices)
+            kept = [np.flatnonzero(b + free.constant <= most) for b in engine.bounds(costs, tables)]
+            self.reach = Drop(tuple(kept))
+        else:
+            self.reach = Drop(tuple(np.arange(len(n.costs)) for n in free.nodes))
+        return self.reach.apply(free)
+
+    def price(self, base: Reduced, pricing: Pricing, start: Prices | None = None) -> Dual:
+        """Prices the rows; takes the points that fit, and the best mixture of the points.
+
+        The bound holds for what `base` has left: what it lacks is no better than the best.
+        """
+        most = MOST_SWEEPS if pricing.is_exact else FEW_SWEEPS
+        dual = climb(pricing, _master, sorted(self.active), start, most)
+        if pricing.is_exact:
+            split(pricing, dual)
         for point in dual.points:
             self.offer(base.invert(point.choices))
         self.active |= set(dual.rows)
-        self.bound = max(self.bound, dual.best.bound)
+        low = dual.best.bound
+        self.bound = max(self.bound, low if self.best is None else min(low, self.best[0]))
         self.tell("memory priced")
         self.mix(base, [p.choices for p in dual.mixture(MIX)])
         return dual
@@ -225,7 +263,7 @@ class _Search:
     def close(self, base: Reduced, pricing: Pricing, dual: Dual) -> None:
         """Searches among what a better answer could contain, from near the bound outwards."""
         for part in (8, 2, 1):
-            if self.best is None or self.bound >= self.best[0] or self.budget.left_s <= 0:
+            if self.best is None or self.is_done() or self.budget.left_s <= 0:
                 return
             low = dual.best.bound
             most = low + (self.best[0] - 1 - low) // part
@@ -266,6 +304,10 @@ class _Search:
             return answer.choices
         self.nothing_fits = replace(answer, choices=choices)
         return None
+
+    def is_done(self) -> bool:
+        """Whether the best choices are close enough to the bound."""
+        return self.best is not None and self.bound >= self.best[0] * (1 - self.enough_gap)
 
     @property
     def limit(self) -> int:

@@ -74,6 +74,17 @@ class Sweep:
         parts = zip(edges, self.rows, self.columns, strict=True)
         return [e[np.ix_(r.firsts, c.firsts)] for e, r, c in parts]
 
+    def minimise(self, costs: Sequence[Ints], tables: Sequence[Ints]) -> tuple[int, tuple[int, ...]]:
+        """The least total, and choices that reach it."""
+        all_tables = list(tables)
+        least = self.up(costs, all_tables)
+        return least, self.down(costs, all_tables)
+
+    def bounds(self, costs: Sequence[Ints], tables: Sequence[Ints]) -> list[Ints]:
+        """For every node and choice, the least total of all choices that contain it."""
+        all_tables = list(tables)
+        return self.marginals(costs, all_tables, self.up(costs, all_tables))
+
     def up(self, costs: Sequence[Ints], tables: list[Ints]) -> int:
         """The least total; appends one table a step to `tables`, which starts with the edges'."""
         least = 0
