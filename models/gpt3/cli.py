@@ -78,6 +78,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memory-limit", metavar="SIZE", help='a device\'s, in bytes or as "30GB"')
     group.add_argument("--time-limit", type=float, metavar="S", help="seconds for the solver")
     group.add_argument("--plan", type=Path, metavar="FILE", help="use this plan, solve nothing")
+    group.add_argument("--brief", action="store_true", help="print the plan in brief")
     group.add_argument("--save-plan", type=Path, metavar="FILE", help="write the plan as JSON")
 
 

@@ -29,7 +29,7 @@ def train(args: Arguments, config: GPT3Config) -> None:
         InputError: the mesh or the checkpoints do not fit.
         xshard.XshardError: there is no such plan.
     """
-    report = Report(as_json=args.json, silent=jax.process_index() > 0)
+    report = Report(as_json=args.json, silent=jax.process_index() > 0, brief=args.brief)
     trainer = Trainer(args, config, make_mesh(args.mesh), report)
     checkpoints = None
     if args.checkpoint_dir:

@@ -4,6 +4,7 @@ People read stdout as text with the progress bar on stderr; with `--json` it is 
 Process 0 speaks for all.
 """
 
+import dataclasses
 import json
 import sys
 from typing import Any, Self
@@ -11,14 +12,22 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from xshard.plan.plan import Plan
+from xshard.plan.table import Table, to_text
+from xshard.plan.text import report as tables_of
+
+_BRIEF_ROWS = 6
+"""Rows of each table of a plan that is printed in brief."""
+
 
 class Report:
     """Prints as text or as JSON lines."""
 
-    def __init__(self, *, as_json: bool, silent: bool) -> None:
-        """`silent` is for all processes but the first."""
+    def __init__(self, *, as_json: bool, silent: bool, brief: bool = False) -> None:
+        """`silent` is for all processes but the first; `brief` shortens the plan."""
         self._json = as_json
         self._silent = silent
+        self._brief = brief
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -29,9 +38,10 @@ class Report:
             disable=silent or as_json or not sys.stderr.isatty(),
         )
 
-    def plan(self, plan: Any) -> None:
-        """The whole plan."""
-        self._say("plan", str(plan), plan=json.loads(plan.to_json()) if self._json else None)
+    def plan(self, plan: Plan) -> None:
+        """The plan, whole or in brief."""
+        text = _in_brief(plan) if self._brief else str(plan)
+        self._say("plan", text, plan=json.loads(plan.to_json()) if self._json else None)
 
     def resumed(self, step: int) -> None:
         """That a checkpoint was found."""
@@ -74,6 +84,19 @@ class Report:
         print(json.dumps({"event": event, **fields}) if self._json else text, flush=True)
 
 
+def _in_brief(plan: Plan) -> str:
+    """The plan's report with the first rows of each table, of arrays only those that are split."""
+    parts = (p if isinstance(p, str) else _shortened(p) for p in tables_of(plan))
+    return to_text([p for p in parts if isinstance(p, str) or p.rows]) + "\n"
+
+
+def _shortened(table: Table) -> Table:
+    rows = [row for row in table.rows if "sharding" not in table.columns or row[2] != "P()"]
+    left = len(table.rows) - len(rows[:_BRIEF_ROWS])
+    foot = f"{left} more rows; {table.foot}".rstrip("; ") if left else table.foot
+    return dataclasses.replace(table, rows=tuple(rows[:_BRIEF_ROWS]), foot=foot)
+
+
 def _table(facts: dict[str, float | None]) -> str:
     """Lines such as "step time    0.21 s predicted    0.23 s measured"."""
 
@@ -86,8 +109,8 @@ def _table(facts: dict[str, float | None]) -> str:
         ("step time", show("predicted_time_s", 1e3, "ms"), show("measured_time_s", 1e3, "ms")),
         (
             "peak memory",
-            show("predicted_bytes", 2**-20, "MB"),
-            show("measured_bytes", 2**-20, "MB"),
+            show("predicted_bytes", 1e-6, "MB"),
+            show("measured_bytes", 1e-6, "MB"),
         ),
         ("tokens/s", "", show("tokens_per_s", 1, "")),
         ("model TFLOP/s", "", show("model_flops_per_s", 1e-12, "")),

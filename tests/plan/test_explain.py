@@ -40,6 +40,17 @@ def test_names(what: str, key: str):
     assert asked == [key]
 
 
+def test_an_argument_goes_before_its_next_value_among_the_results():
+    plan, asked = example(), list[str]()
+    state = [
+        dataclasses.replace(a, path=a.path.replace("args[0]", "result[0]")) for a in plan.arguments
+    ]
+    after = dataclasses.replace(plan, results=tuple(state), _alternatives=alternatives(asked))
+    after.explain("params/layer_1/mlp/up/kernel")
+    after.explain("result[0]/params/layer_1")
+    assert asked == [UP_1, UP_1.replace("args", "result")]
+
+
 def test_the_answer_is_a_table_with_the_chosen_one_marked():
     answer = example(_alternatives=alternatives([])).explain("params/layer_1")
     assert answer.chosen is not None and answer.chosen.extra_ns == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def test_a_long_name_is_folded_and_never_cut():
     name = "args[0]['" + "x" * 200 + "']"
     text = str(example(arguments=(array(name, (8, 8), WHOLE),)))
     assert text.count("x") - str(example()).count("x") >= 200
+
+
+@pytest.mark.parametrize("place", ["result[0]", "result"])
+def test_results_that_are_the_next_state_are_not_listed_again(place: str):
+    plan = example()
+    state = [replace(a, path=a.path.replace("args[0]", place)) for a in plan.arguments[:-1]]
+    moved = replace(state[0], spec=WHOLE)
+    text = str(replace(plan, results=(moved, *state[1:], *plan.results)))
+    results = text[text.index("Results") : text.index("Main ops")]
+    assert f"{place}['params']['layer_0']" in results and "['mu']" not in results
+    assert "2 arrays, 1.05 MB a device; 6 others are as the arguments of the same name" in results
 
 
 @pytest.mark.parametrize(

@@ -51,13 +51,19 @@ def find(plan: Plan, what: str) -> Found:
 
 
 def _arrays(plan: Plan, what: str, fits: Callable[[Words, Words], bool]) -> list[Found]:
-    """Arrays whose path fits; a group's label (`layer_*`) stands for its first member."""
+    """Arguments whose path fits, or else results, which often are the arguments' next values.
+
+    A group's label (`layer_*`) stands for its first member.
+    """
     wanted = words(what)
-    hits: dict[str, Found] = {}
-    for path, found in (*_labelled(plan.arguments), *_labelled(plan.results)):
-        if wanted and fits(path, wanted):
-            hits.setdefault(found.key, found)
-    return list(hits.values())
+    for arrays in (plan.arguments, plan.results):
+        hits: dict[str, Found] = {}
+        for path, found in _labelled(arrays):
+            if wanted and fits(path, wanted):
+                hits.setdefault(found.key, found)
+        if hits:
+            return list(hits.values())
+    return []
 
 
 def _labelled(arrays: Sequence[PlannedArray]) -> Iterable[tuple[Words, Found]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from xshard.plan import names
 from xshard.plan.plan import LiveTensor, Plan, PlannedArray, PlannedCollective, PlannedOp
@@ -21,6 +23,8 @@ MATMULS = frozenset(
     {"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general", "scaled_matmul"}
 )
 """Primitives that are listed first among the ops."""
+_PLACE = re.compile(r"args\[\d+\]|kwargs\['\w+'\]|result(?:\[\d+\])?")
+"""The part of a path that says which argument or result it is in."""
 _MAIN_OPS = 12
 _PEAK_TENSORS = 8
 
@@ -29,7 +33,7 @@ def report(plan: Plan) -> tuple[Part, ...]:
     """All parts of the report; parts without rows are left out."""
     tables = (
         _arrays("Arguments", plan.arguments, plan),
-        _arrays("Results", plan.results, plan),
+        _results(plan),
         _ops(plan),
         _collectives(plan),
         _peak(plan),
@@ -77,9 +81,26 @@ def array_groups(arrays: Sequence[PlannedArray]) -> tuple[names.Group, ...]:
 
 def _arrays(title: str, arrays: Sequence[PlannedArray], plan: Plan) -> Table:
     rows = tuple(_array_row(group, arrays, plan) for group in array_groups(arrays))
+    return Table(title, ("name", "array", "sharding", ">on a device"), rows, _total(arrays))
+
+
+def _results(plan: Plan) -> Table:
+    """The results, without those that are the next value of an argument of the same name."""
+    known = {_what(a) for a in plan.arguments}
+    new = [a for a in plan.results if _what(a)[0] == "" or _what(a) not in known]
+    table, again = _arrays("Results", new, plan), len(plan.results) - len(new)
+    foot = f"; {again} others are as the arguments of the same name" if again else ""
+    return replace(table, foot=table.foot + foot)
+
+
+def _what(array: PlannedArray) -> tuple[object, ...]:
+    """Where an array lies within its argument or result, its type and its sharding."""
+    return _PLACE.sub("", array.path, count=1), array.shape, array.dtype, array.spec
+
+
+def _total(arrays: Sequence[PlannedArray]) -> str:
     total = size(sum(a.local_bytes for a in arrays))
-    foot = f"{len(arrays)} array{'s' * (len(arrays) > 1)}, {total} a device"
-    return Table(title, ("name", "array", "sharding", ">on a device"), rows, foot)
+    return f"{len(arrays)} array{'s' * (len(arrays) != 1)}, {total} a device"
 
 
 def _array_row(group: names.Group, arrays: Sequence[PlannedArray], plan: Plan) -> tuple[str, ...]:
