@@ -1,0 +1,171 @@
+"""Each mistake is one clear error: what, where, why, and the mend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import xshard
+from tests.api.oracles import assert_same
+
+X = np.arange(64, dtype=np.float32).reshape(8, 8) / 64
+Meshes = Callable[..., jax.sharding.Mesh]
+
+
+def fun(w: Any, x: Any) -> Any:
+    return ((x @ w) ** 2).mean()
+
+
+def test_batch_that_does_not_divide_works_unsplit(mesh: Meshes) -> None:
+    """Seven rows over eight devices: other dimensions are split, or none."""
+    for batch in (7, 1, 3):
+        step = assert_same(jax.value_and_grad(fun), (X, X[:batch]), mesh(8))
+        assert step.plan.arguments[1].spec[0] == ()
+
+
+MAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: xshard.auto_shard(3), xshard.TraceError, r"needs a function, but got 3 \(int\)"),  # type: ignore[arg-type]
+    (
+        lambda: xshard.auto_shard(fun, 16),
+        xshard.MeshError,
+        "a mesh of 16 devices was asked for, but there are 8; ask for fewer",
+    ),
+    (lambda: xshard.auto_shard(fun, 0), xshard.MeshError, "a mesh of 0 devices"),
+    (
+        lambda: xshard.auto_shard(fun, (2, 4)),  # type: ignore[arg-type]
+        xshard.MeshError,
+        r"mesh must be a jax.sharding.Mesh or a number of devices, not \(2, 4\)",
+    ),
+    (
+        lambda: xshard.auto_shard(fun, plan="plan.json"),  # type: ignore[arg-type]
+        xshard.PlanError,
+        r"plan must be a Plan, such as Plan.load\(path\) gives, not 'plan.json'",
+    ),
+    *[
+        (
+            lambda limit=limit: xshard.auto_shard(fun, memory_limit=limit),
+            xshard.MeshError,
+            "is no size; write bytes, or text such as '30GB' or '24GiB'",
+        )
+        for limit in ("lots", "1.2.3GB", "-5GB", "", 0, -5)
+    ],
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), MAKES)
+def test_refused_at_once(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def concrete(w: Any, x: Any) -> Any:
+    return w if x.sum() > 0 else x
+
+
+def raising(w: Any, x: Any) -> Any:
+    raise KeyError("no such layer")
+
+
+CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], str]] = [
+    (lambda w, x: "text", (X, X), {}, "cannot be traced by JAX: TypeError: .*<class 'str'>"),
+    (lambda w, x: np.asarray(w), (X, X), {}, "TracerArrayConversionError"),
+    (concrete, (X, X), {}, r"concrete cannot be traced.*test_bad_input.py:\d+, in concrete"),
+    (raising, (X, X), {}, r"KeyError: 'no such layer' \(at .*test_bad_input.py:\d+, in raising\)"),
+    (fun, (X, "rows"), {}, r"args\[1\] is a str, which is not a JAX array; pass an array, or name"),
+    (fun, ({"w": [X, None, object()]}, X), {}, r"args\[0\]\['w'\]\[2\] is a object"),
+    (fun, (X,), {}, "missing 1 required positional argument: 'x'"),
+    (fun, (X, X, X), {}, "takes 2 positional arguments but 3 were given"),
+    (
+        fun, (X, [1, 2]), {"static_argnums": 1},
+        r"static argument args\[1\] is a list, which is not hashable; pass a hashable value",
+    ),
+    (
+        fun, (X, X), {"static_argnums": 2},
+        "static_argnums has 2, but fun takes 2 positional arguments; number them from 0",
+    ),
+    (fun, (X, X), {"donate_argnums": -3}, "donate_argnums has -3, but fun takes 2 positional"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "args", "options", "message"), CALLS)
+def test_refused_at_the_call(
+    function: Callable[..., Any], args: tuple[Any, ...], options: Any, message: str, mesh: Meshes
+) -> None:
+    step = xshard.auto_shard(function, mesh(2, 4), **options)
+    with pytest.raises(xshard.TraceError, match=message):
+        step(*args)
+    with pytest.raises(xshard.PlanError, match="nothing is planned yet: call the step, its lower"):
+        _ = step.plan
+
+
+def test_the_users_exception_is_the_cause(mesh: Meshes) -> None:
+    with pytest.raises(xshard.TraceError) as caught:
+        xshard.auto_shard(raising, mesh(8))(X, X)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_init_without_what_it_needs(mesh: Meshes) -> None:
+    step = xshard.auto_shard(fun, mesh(8))
+    with pytest.raises(xshard.TraceError, match="init needs the other 1 arguments of fun behind"):
+        step.init(lambda: jnp.zeros((8, 8)))
+
+
+def test_plans_of_others_are_refused(mesh: Meshes) -> None:
+    first = xshard.auto_shard(fun, mesh(2, 4), time_limit=5)
+    first(X, X)
+    other = lambda w, x: fun(w, 2 * x)  # noqa: E731
+    cases: list[tuple[Any, Any, tuple[Any, ...], str]] = [
+        (other, mesh(2, 4), (X, X), "but the function, its pins or its options are not those"),
+        (fun, mesh(4, 2), (X, X), "it is for the mesh x=2×y=4, and the mesh here is x=4×y=2"),
+        (fun, 8, (X, X), "it is for the mesh x=2×y=4, and the mesh here is data=8"),
+        (fun, mesh(2, 4), (X, X[:4]), r"args\[1\] is float32\[8,8\] in the plan and float32\[4,8"),
+    ]
+    for function, where, args, message in cases:
+        step = xshard.auto_shard(function, where, plan=first.plan)
+        with pytest.raises(xshard.PlanError, match=f"does not belong to this call: .*{message}"):
+            step(*args)
+
+
+def test_broken_plan_files(mesh: Meshes, tmp_path: Path) -> None:
+    step, path = xshard.auto_shard(fun, mesh(2, 4), time_limit=5), tmp_path / "plan.json"
+    step(X, X)
+    step.plan.save(path)
+    text = path.read_text()
+    for content, message in (
+        (text[: len(text) // 2], "is truncated: it ends in line"),
+        ('{"some": "json"}', "is not a plan of xshard"),
+        ("", "plan.json"),
+    ):
+        path.write_text(content)
+        with pytest.raises(xshard.PlanError, match=message):
+            xshard.Plan.load(path)
+    with pytest.raises(xshard.PlanError, match="No such file or directory"):
+        xshard.Plan.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 4)])
+def test_infeasible_limit_names_the_smallest_that_works(
+    shape: tuple[int, ...], mesh: Meshes
+) -> None:
+    args = (np.ones((256, 512), np.float32), np.ones((64, 256), np.float32))
+
+    def step(limit: int) -> Any:
+        return xshard.auto_shard(
+            jax.value_and_grad(fun), mesh(*shape), memory_limit=limit, time_limit=10
+        )(*args)
+
+    with pytest.raises(xshard.InfeasibleError, match="no plan fits 1 kB per device") as caught:
+        step(1000)
+    message, smallest = str(caught.value), caught.value.smallest_limit_bytes
+    assert smallest is not None
+    assert f"the smallest limit that works is {smallest} bytes" in message
+    assert "Largest live tensors at its peak:\n  1 × " in message
+    step(smallest)
+    with pytest.raises(xshard.InfeasibleError):
+        step(smallest - 1)
