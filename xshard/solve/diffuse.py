@@ -28,7 +28,7 @@ Index = NDArray[np.intp]
 
 MARGIN = 1e-7
 """Relative safety of float bounds against integer objectives."""
-MOST_SWEEPS = 400
+MOST_SWEEPS = 150
 BETWEEN_LOOKS = 10
 STILL = 1e-5
 """Relative rise of the bound between two looks at which the sweeps end."""

@@ -16,6 +16,8 @@ import numpy as np
 from xshard.solve.price import Point, Prices, Pricing
 
 MOST_SWEEPS = 40
+FEW_SWEEPS = 12
+"""Points of an ascent by diffusion, whose points cost more."""
 FIRST_SHARE = 0.1
 """The first price makes the excess worth this part of the objective."""
 FURTHER = 3.0

@@ -25,7 +25,7 @@ from ortools.sat.python import cp_model
 
 from xshard.solve.check import Ledger, evaluate, objective_of
 from xshard.solve.drop import Drop
-from xshard.solve.dual import MOST_SWEEPS, Dual, climb, split
+from xshard.solve.dual import FEW_SWEEPS, MOST_SWEEPS, Dual, climb, split
 from xshard.solve.model import Model, Outcome, minimise_cost
 from xshard.solve.peak import NO_LIMIT, smallest_limit, summits, tidied, with_rows
 from xshard.solve.price import Point, Prices, Pricing, engine_of
@@ -36,8 +36,7 @@ DETERMINISTIC_SHARE = 0.3
 MANY_CHOICES = 1500
 WALL_FACTOR = 4.0
 MIX = 4
-FEW_SWEEPS = 12
-"""Points of a dual ascent by diffusion, before it goes on with fewer choices."""
+STEEPEST = 100.0
 MOST_ROUNDS = 4
 WORTH_PRICING = 0.7
 """Choices are priced again when at most this share of them is left."""
@@ -149,7 +148,8 @@ def _maximise_least_cut(
     """In units of `cost` ns and `size` bytes, which keep the numbers near 1."""
     lp = model_builder.Model()
     value = lp.new_num_var(-np.inf, np.inf, "")
-    prices = [lp.new_num_var(0, steepest * size / cost, "") for _ in rows]
+    most = min(steepest * size / cost, STEEPEST)
+    prices = [lp.new_num_var(0, most, "") for _ in rows]
     if one:
         lp.add(sum(prices) <= 1.0)
     for p in points:
