@@ -14,12 +14,12 @@ from jax.sharding import AxisType, Mesh
 
 from xshard._jax import auto_mesh
 from xshard.cost.cluster import Cluster
-from xshard.errors import InfeasibleError, MeshError, PlanError, TraceError
+from xshard.errors import MeshError, PlanError, TraceError
 from xshard.ir.trace import Traced, trace
 from xshard.pins import pins_of
 from xshard.plan.plan import Plan
 from xshard.plan.refuse import check_fits
-from xshard.planning import Prepared, Request, make_plan, prepare
+from xshard.planning import Prepared, Request, make_plan, prepare_all
 from xshard.run.call import Arguments, Call, name_of
 from xshard.run.constraints import constraints_of
 from xshard.run.hosts import agree, confirm
@@ -71,12 +71,12 @@ def auto_shard(
 
     def make(call: Call) -> Runnable:
         traced = trace(call.on_row(fun), call.row, call.static, call.labels)
-        tried = [
-            prepare(_request(traced, s, cluster, call, in_specs, out_specs, limit, time_limit))
+        tried = prepare_all([
+            _request(traced, s, cluster, call, in_specs, out_specs, limit, time_limit)
             for s in shapes
-        ]
+        ])  # fmt: skip
         same = tuple(p.fingerprint for p in tried)  # weak types make no other plan
-        chosen = given or agree(lambda: found.get(same) or _best(tried))
+        chosen = given or agree(lambda: found.get(same) or make_plan(tried))
         prepared = _for_mesh(tried, chosen)
         _check(chosen, prepared, given=given is not None)
         found[same] = chosen
@@ -128,7 +128,7 @@ def plan(
         _request(traced, shape, cluster, call, in_specs, out_specs, limit, time_limit)
         for shape in _shapes(mesh, cluster)
     ]
-    best = _best([prepare(r) for r in requests])
+    best = make_plan(prepare_all(requests))
     return replace(best, seconds={"trace": seconds, **best.seconds})
 
 
@@ -180,24 +180,6 @@ def _donated_values(traced: Traced, call: Call) -> frozenset[int]:
         here = [next(leaves) for _ in range(tree.num_leaves)]
         found += here if i in call.donated else []
     return frozenset(found)
-
-
-def _best(tried: list[Prepared]) -> Plan:
-    """The fastest plan over all mesh shapes that have one.
-
-    Raises:
-      InfeasibleError: none has; the one with the smallest limit that works.
-    """
-    found: list[Plan] = []
-    failures: list[InfeasibleError] = []
-    for prepared in tried:
-        try:
-            found.append(make_plan(prepared))
-        except InfeasibleError as error:
-            failures.append(error)
-    if not found:
-        raise min(failures, key=lambda e: e.smallest_limit_bytes or 1 << 62)
-    return min(found, key=lambda plan: plan.objective_ns)
 
 
 def _for_mesh(tried: list[Prepared], plan: Plan) -> Prepared:

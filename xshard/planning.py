@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -88,26 +88,96 @@ class Modelled:
         return Problem(tuple(self.draft.nodes), tuple(self.draft.edges), limited, limit)
 
 
-def make_plan(prepared: Prepared, on_step: Callable[[str], None] = lambda _: None) -> Plan:
-    """Builds the problem, solves it, and says what the answer means.
+def make_plan(tried: Sequence[Prepared], on_step: Callable[[str], None] = lambda _: None) -> Plan:
+    """The best plan over all meshes that are tried.
 
     Raises:
       InfeasibleError: nothing fits the memory limit, or the pins contradict each other.
       PinError: a constraint cannot hold on the mesh.
     """
-    request, seconds = prepared.request, dict[str, float]()
+    seconds: dict[str, float] = {}
     with _clock("build", seconds, on_step):
-        modelled = model(prepared)
+        models = [model(prepared) for prepared in tried]
     with _clock("solve", seconds, on_step):
-        solution = best(modelled, request.memory_limit, request.time_limit_s)
+        chosen, solution = fastest(models)
+    request, prices = chosen.prepared.request, chosen.prepared.prices
     with _clock("describe", seconds, on_step):
         plan = describe(
-            modelled.draft, modelled.timeline, solution, prepared.prices, request.traced,
-            fingerprint=prepared.fingerprint, limit=request.memory_limit,
+            chosen.draft, chosen.timeline, solution, prices, request.traced,
+            fingerprint=chosen.prepared.fingerprint, limit=request.memory_limit,
         )  # fmt: skip
-    explain = alternatives(modelled.draft, modelled.timeline, plan, request.traced, solution,
-                           lambda d: best(replace(modelled, draft=d), request.memory_limit, 10.0))  # fmt: skip
+    explain = alternatives(chosen.draft, chosen.timeline, plan, request.traced, solution,
+                           lambda d: limited(replace(chosen, draft=d)))  # fmt: skip
     return replace(plan, seconds=seconds, _alternatives=explain)
+
+
+def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:
+    """The best mesh and its solution, whose bound is about all meshes.
+
+    Meshes are taken in the order of what they would reach without a memory limit; one that would
+    reach no more than the best so far needs no further look.
+
+    Raises:
+      InfeasibleError: nothing fits on any of them.
+    """
+    free = [(unlimited(m), m) for m in models]
+    order = sorted((s.objective, i) for i, (s, _) in enumerate(free) if s is not None)
+    if not order:
+        raise InfeasibleError(_CONTRADICTION)
+    found: list[tuple[int, int, Solution]] = []
+    bounds, failures = list[int](), list[tuple[int, Modelled]]()
+    for _, i in order:
+        solution, m = free[i]
+        assert solution is not None
+        if found and min(found)[0] <= solution.bound:
+            bounds.append(solution.bound)
+            continue
+        answer = _within_limit(m, solution)
+        if isinstance(answer, Infeasible):
+            failures.append((answer.smallest_limit or _NO_LIMIT, m))
+        else:
+            found.append((answer.objective, i, answer))
+            bounds.append(answer.bound)
+    if not found:
+        limited(min(failures, key=lambda f: f[0])[1])  # raises, with the diagnosis
+        raise InfeasibleError(_CONTRADICTION)
+    objective, i, solution = min(found, key=lambda f: f[:2])
+    return free[i][1], replace(solution, bound=min(objective, *bounds))
+
+
+_NO_LIMIT = 1 << 62
+_CONTRADICTION = (
+    "the pinned specs and sharding constraints contradict each other: no choice of the others "
+    "satisfies all of them; drop one of in_specs, out_specs or the constraints."
+)
+
+
+def unlimited(modelled: Modelled) -> Solution | None:
+    """The best choices without a memory limit; None if pins contradict each other."""
+    request = modelled.prepared.request
+    answer = solve(modelled.problem(None, ()), time_limit_s=request.time_limit_s)
+    return None if isinstance(answer, Infeasible) else answer
+
+
+def _within_limit(m: Modelled, free: Solution) -> Solution | Infeasible:
+    """The solution without limit if it fits, or else the best that does."""
+    limit = m.prepared.request.memory_limit
+    if limit is None or m.timeline.curve(m.draft, free.choices).max(initial=0) <= limit:
+        return free
+    return _search(m, limit, diagnose=False)
+
+
+def limited(modelled: Modelled) -> Solution:
+    """The best choices under the request's memory limit.
+
+    Raises:
+      InfeasibleError: with the smallest limit that is feasible.
+    """
+    limit = modelled.prepared.request.memory_limit
+    answer = _search(modelled, limit, diagnose=True)
+    if isinstance(answer, Infeasible):
+        raise _infeasible(modelled, answer, limit)
+    return answer
 
 
 def prepare(request: Request) -> Prepared:
@@ -118,6 +188,20 @@ def prepare(request: Request) -> Prepared:
     stored = storage(graph, [rules[c] for c in classes.op_class.tolist()])
     prices = ClusterPrices(graph, stored, request.cluster, request.mesh)
     return Prepared(request, classes, rules, stored, prices)
+
+
+def prepare_all(requests: Sequence[Request]) -> list[Prepared]:
+    """Prepares requests for one function; those with equal pins share all but their prices."""
+    found: list[Prepared] = []
+    for request in requests:
+        like = next((p for p in found if p.request.pins == request.pins), None)
+        if like is None:
+            found.append(prepare(request))
+            continue
+        graph = request.traced.graph
+        prices = ClusterPrices(graph, like.storage, request.cluster, request.mesh)
+        found.append(replace(like, request=request, prices=prices))
+    return found
 
 
 def model(prepared: Prepared) -> Modelled:
@@ -132,22 +216,20 @@ def model(prepared: Prepared) -> Modelled:
     return Modelled(prepared, d, add_memory(d, prepared.storage, live, SMALLEST_COPY_BYTES))
 
 
-def best(modelled: Modelled, limit: int | None, time_limit_s: float) -> Solution:
-    """The cheapest choices whose memory fits at every moment; rows are added as they are needed.
-
-    Raises:
-      InfeasibleError: with the smallest limit that is feasible.
-    """
+def _search(modelled: Modelled, limit: int | None, *, diagnose: bool) -> Solution | Infeasible:
+    """Solves, and again with more rows where the answer exceeds the limit at another moment."""
     d, timeline = modelled.draft, modelled.timeline
+    time_limit_s = modelled.prepared.request.time_limit_s
     rows = first_rows(d, timeline) if limit is not None else ()
     hint: tuple[int, ...] | None = None
     for _ in range(MOST_ROUNDS):
         answer = solve(
-            modelled.problem(limit, rows), time_limit_s=time_limit_s, hint=hint, enough_gap=ENOUGH_GAP
-        )
-        if isinstance(answer, Infeasible):
-            raise _infeasible(modelled, answer, limit)
-        more = violated(d, timeline, answer.choices, limit) if limit is not None else ()
+            modelled.problem(limit, rows), time_limit_s=time_limit_s, hint=hint,
+            enough_gap=ENOUGH_GAP, diagnose=diagnose,
+        )  # fmt: skip
+        if isinstance(answer, Infeasible) or limit is None:
+            return answer
+        more = violated(d, timeline, answer.choices, limit)
         if not more:
             return answer
         rows, hint = (*rows, *more), answer.choices
@@ -159,10 +241,7 @@ def best(modelled: Modelled, limit: int | None, time_limit_s: float) -> Solution
 
 def _infeasible(modelled: Modelled, answer: Infeasible, limit: int | None) -> InfeasibleError:
     if answer.smallest_limit is None or answer.choices is None or limit is None:
-        return InfeasibleError(
-            "the pinned specs and sharding constraints contradict each other: no choice of the "
-            "others satisfies all of them; drop one of in_specs, out_specs or the constraints."
-        )
+        return InfeasibleError(_CONTRADICTION)
     curve = modelled.timeline.curve(modelled.draft, answer.choices)
     smallest = max(answer.smallest_limit, int(curve.max()))
     lines = [

@@ -50,10 +50,12 @@ def climb(
     first_rows: Sequence[int],
     start: Prices | None = None,
     most_sweeps: int = MOST_SWEEPS,
+    ceiling: float = np.inf,
 ) -> Dual:
     """Raises the bound until the cuts allow no more, or `most_sweeps` are spent.
 
-    `start` are prices from before; without them nothing has a price at first.
+    `start` are prices from before; without them nothing has a price at first. A bound above
+    `ceiling`, which no allowed choices cost more than, proves that nothing fits.
     """
     point = pricing.at(np.zeros(len(pricing.problem.rows)) if start is None else start)
     dual = Dual([point], point, sorted({*first_rows, int(point.excess.argmax())}))
@@ -62,6 +64,8 @@ def climb(
     for _ in range(most_sweeps):
         aim, most = _aim(pricing, dual, master, reach)
         if most - dual.best.bound <= CLOSE * abs(most) and aim.max(initial=0) < reach:
+            break
+        if dual.best.bound > ceiling:
             break
         point = pricing.at((aim + dual.best.prices) / 2)
         dual.points.append(point)

@@ -86,6 +86,7 @@ def solve(
     seed: int = 0,
     hint: Sequence[int] | None = None,
     enough_gap: float = 0.0,
+    diagnose: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Solution | Infeasible:
     """The cheapest choices that fit the problem's limit.
@@ -98,6 +99,8 @@ def solve(
         3.7 deterministic seconds); more are interleaved, so that timing does not matter.
       seed: of the search; another seed may find other choices of the same objective.
       hint: choices to start from; they need not fit.
+      diagnose: whether to look for the smallest limit when it is proven that nothing fits;
+        otherwise the answer carries the smallest that the proof came by.
       enough_gap: the search ends at an answer that is proven to be this close to the best.
       on_progress: called after every stage.
 
@@ -106,10 +109,16 @@ def solve(
     """
     problem.verify()
     budget = Budget(time_limit_s * DETERMINISTIC_SHARE, workers, seed)
-    search = _Search(problem, Ledger.of(problem), budget, on_progress or _silent, enough_gap)
+    search = _Search(problem, Ledger.of(problem), budget, on_progress or _silent, enough_gap, diagnose)
     if hint is not None:
         search.offer(tuple(int(c) for c in hint))
     return search.run()
+
+
+def _ceiling(problem: Problem) -> int:
+    """No allowed choices cost more."""
+    tables = [*(n.costs for n in problem.nodes), *(e.costs for e in problem.edges)]
+    return problem.constant + sum(int(t[t < FORBIDDEN].max(initial=0)) for t in tables)
 
 
 def _num_choices(problem: Problem) -> int:
@@ -174,6 +183,7 @@ class _Search:
     budget: Budget
     report: Callable[[Progress], None]
     enough_gap: float = 0.0
+    diagnose: bool = True
     best: tuple[int, Choices] | None = None
     bound: int = 0
     active: set[int] = field(default_factory=set[int])
@@ -195,6 +205,9 @@ class _Search:
             return
         pricing = Pricing.of(base.problem)
         dual = self.price(base, pricing)
+        if self.best is None and self.bound > _ceiling(self.problem) and not self.diagnose:
+            self.nothing_fits = self.smallest_seen(base, dual)
+            return
         found = None if self.best else self.feasible(base)
         if self.best is None:
             return
@@ -243,7 +256,9 @@ class _Search:
         The bound holds for what `base` has left: what it lacks is no better than the best.
         """
         most = MOST_SWEEPS if pricing.is_exact else FEW_SWEEPS
-        dual = climb(pricing, _master, sorted(self.active), start, most)
+        dual = climb(
+            pricing, _master, sorted(self.active), start, most, _ceiling(base.problem)
+        )
         if pricing.is_exact:
             split(pricing, dual)
         for point in dual.points:
@@ -308,6 +323,14 @@ class _Search:
     def is_done(self) -> bool:
         """Whether the best choices are close enough to the bound."""
         return self.best is not None and self.bound >= self.best[0] * (1 - self.enough_gap)
+
+    def smallest_seen(self, base: Reduced, dual: Dual) -> Infeasible:
+        """The least peak among the points of a dual ascent."""
+        allowed = [p for p in dual.points if p.objective < FORBIDDEN]
+        if not allowed:
+            return Infeasible(None, proven=False)
+        choices = base.invert(min(allowed, key=lambda p: int(p.excess.max())).choices)
+        return Infeasible(evaluate(self.problem, choices)[1], choices, proven=False)
 
     @property
     def limit(self) -> int:
