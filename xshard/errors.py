@@ -16,7 +16,7 @@ class RuleError(XshardError):
 
 
 class PinError(XshardError):
-    """An `in_specs`, `out_specs` or constraint cannot hold: unknown axis, wrong rank, no division."""
+    """A pin cannot hold: it names an unknown axis, has the wrong rank or does not divide."""
 
 
 class MeshError(XshardError):

@@ -109,7 +109,9 @@ def _collectives(d: Draft, a: Assignment, prices: ClusterPrices) -> Iterator[Pla
             axes = tuple(d.mesh.names[x] for x in s.axes)
             name = value.name or d.name_of(value)
             time_ns = count * prices.step_ns(s, combined)
-            yield PlannedCollective(s.kind, axes, round(s.nbytes), count, time_ns, name, source)
+            yield PlannedCollective(
+                s.kind, axes, round(s.nbytes), count, time_ns, name, source, value.dtype
+            )
 
     for c, strategy in enumerate(a.strategies):
         op = d.op(c)
@@ -149,9 +151,7 @@ def moves(d: Draft, a: Assignment) -> Iterator[tuple[int, Spec, Spec, int, str]]
             yield made, a.specs[made], a.specs[kept], count, ""
 
 
-def peak_tensors(
-    d: Draft, timeline: Timeline, choices: tuple[int, ...]
-) -> tuple[LiveTensor, ...]:
+def peak_tensors(d: Draft, timeline: Timeline, choices: tuple[int, ...]) -> tuple[LiveTensor, ...]:
     """What is live at the peak, by class, the largest first."""
     if not timeline.num_times:
         return ()
@@ -166,9 +166,7 @@ def peak_tensors(
     return tuple(sorted(found, key=lambda x: -x.nbytes)[:_MOST_PEAK_TENSORS])
 
 
-def _live(
-    d: Draft, vc: int, copy: bool, rows: list[int], sizes: np.ndarray
-) -> LiveTensor:
+def _live(d: Draft, vc: int, copy: bool, rows: list[int], sizes: np.ndarray) -> LiveTensor:
     value = d.value(vc)
     producer = d.graph.ops[value.producer] if value.producer >= 0 else None
     name = ("copy of " if copy else "") + (value.name or d.name_of(value))
@@ -186,8 +184,12 @@ def alternatives(
     solve: Callable[[Draft], Solution],
 ) -> Callable[[str], tuple[Alternative, ...]]:
     """For `Plan.explain`: the best plan under each other spec of one value, solved anew."""
-    names = {p: v for p, v in zip(traced.in_paths, d.graph.inputs, strict=True)}
-    names |= {f"result{p}": v for p, v in zip(traced.out_paths, d.graph.outputs, strict=True) if v is not None}
+    names = dict(zip(traced.in_paths, d.graph.inputs, strict=True))
+    names |= {
+        f"result{p}": v
+        for p, v in zip(traced.out_paths, d.graph.outputs, strict=True)
+        if v is not None
+    }
 
     def value_of(key: str) -> int:
         if key in names:

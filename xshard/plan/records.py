@@ -67,6 +67,7 @@ class PlannedCollective:
       time_ns: of all executions.
       value: what is communicated.
       source: the user's line.
+      dtype: of what is communicated.
     """
 
     kind: str
@@ -76,6 +77,7 @@ class PlannedCollective:
     time_ns: int
     value: str
     source: str = ""
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,10 @@ from xshard.strategies import Strategy, specs_of, strategies_of
 Pin = tuple[tuple[int, ...] | None, ...]
 """What the user fixed: axes for each dimension, None where the solver is free."""
 Ints = NDArray[np.int64]
+Place = tuple[int, Ints]
+"""A node, and for each of its choices the index of a spec."""
+Indexed = tuple[tuple[Spec, ...], dict[Spec, int]]
+"""Specs, and their positions."""
 
 
 class Prices(Protocol):
@@ -93,17 +97,17 @@ class Draft:
     pins: Mapping[int, Pin] = field(default_factory=dict[int, "Pin"])
     tied: Mapping[int, int] = field(default_factory=dict[int, int])
     ties: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
-    nodes: list[Node] = field(default_factory=list)
-    edges: list[Edge] = field(default_factory=list)
-    strategies: list[tuple[Strategy, ...]] = field(default_factory=list)
-    op_node: list[int] = field(default_factory=list)
-    stored: dict[int, tuple[int, Ints]] = field(default_factory=dict)
-    copies: dict[tuple[int, str], tuple[int, Ints]] = field(default_factory=dict)
-    uses: list[Use] = field(default_factory=list)
-    copy_edges: dict[int, tuple[int, str]] = field(default_factory=dict)
-    use_edges: dict[int, Use] = field(default_factory=dict)
-    _spec_index: dict[tuple[int, ...], tuple[tuple[Spec, ...], dict[Spec, int]]] = field(
-        default_factory=dict
+    nodes: list[Node] = field(default_factory=list[Node])
+    edges: list[Edge] = field(default_factory=list[Edge])
+    strategies: list[tuple[Strategy, ...]] = field(default_factory=list[tuple[Strategy, ...]])
+    op_node: list[int] = field(default_factory=list[int])
+    stored: dict[int, Place] = field(default_factory=dict[int, Place])
+    copies: dict[tuple[int, str], Place] = field(default_factory=dict[tuple[int, str], Place])
+    uses: list[Use] = field(default_factory=list[Use])
+    copy_edges: dict[int, tuple[int, str]] = field(default_factory=dict[int, tuple[int, str]])
+    use_edges: dict[int, Use] = field(default_factory=dict[int, Use])
+    _spec_index: dict[tuple[int, ...], Indexed] = field(
+        default_factory=dict[tuple[int, ...], Indexed]
     )
 
     def specs(self, shape: tuple[int, ...]) -> tuple[Spec, ...]:
@@ -169,7 +173,18 @@ def draft(
     leaders = followers(graph, classes, rules)
     sizes = np.bincount(leaders)
     chained = [bool(sizes[leader] > 1) for leader in leaders]
-    d = Draft(graph, classes, mesh, rules, storage, prices, tuple(chained), _gradients(graph, classes, rules), pins, ties)
+    d = Draft(
+        graph,
+        classes,
+        mesh,
+        rules,
+        storage,
+        prices,
+        tuple(chained),
+        _gradients(graph, classes, rules),
+        pins,
+        ties,
+    )
     _add_inputs(d, pins)
     for c, leader in enumerate(leaders):
         _add_op(d, c, leader, pins)
@@ -178,9 +193,7 @@ def draft(
     return d
 
 
-def _gradients(
-    graph: Graph, classes: Classes, rules: Sequence[Rule]
-) -> tuple[bool, ...]:
+def _gradients(graph: Graph, classes: Classes, rules: Sequence[Rule]) -> tuple[bool, ...]:
     """For each value class, whether nothing but the update waits for it, views in between apart."""
     waits = [False] * len(graph.values)
     for v in graph.outputs:

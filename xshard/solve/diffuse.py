@@ -94,7 +94,9 @@ class Diffusion:
                 oriented = [tables[k] if side == 0 else tables[k].T for k, side in place.edges]
                 place.tables = self._bounded(np.concatenate(oriented, axis=1))
 
-    def minimise(self, costs: Sequence[Ints], tables: Sequence[Ints]) -> tuple[int, tuple[int, ...]]:
+    def minimise(
+        self, costs: Sequence[Ints], tables: Sequence[Ints]
+    ) -> tuple[int, tuple[int, ...]]:
         """A lower bound of the least total, and choices that come near it."""
         self.load(costs, tables)
         order, bound = range(len(self.places)), -np.inf

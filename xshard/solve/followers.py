@@ -18,7 +18,7 @@ from xshard.rules.rule import Dim, Rule
 def followers(graph: Graph, classes: Classes, rules: Sequence[Rule]) -> list[int]:
     """For each op class, the first op class of its chain; itself where it follows nothing."""
     leader = list(range(len(classes.members)))
-    op_class = classes.op_class.tolist()
+    op_class: list[int] = classes.op_class.tolist()
     pointwise = [_is_pointwise(rule) for rule in rules]
     seen: set[tuple[int, int]] = set()
     for op in graph.ops:
@@ -35,11 +35,12 @@ def followers(graph: Graph, classes: Classes, rules: Sequence[Rule]) -> list[int
 
 def _is_pointwise(rule: Rule) -> bool:
     """One result; each dimension its own factor; nothing blocked or reduced."""
-    if rule.kind != "elementwise" or len(rule.results) != 1 or rule.results[0] is None:
+    if rule.kind != "elementwise" or len(rule.results) != 1 or rule.blocked or rule.reduced:
         return False
-    if rule.blocked or rule.reduced:
-        return False
-    return all(dims is not None and _fits(dims, rule.results[0]) for dims in rule.operands)
+    result = rule.results[0]
+    return result is not None and all(
+        dims is not None and _fits(dims, result) for dims in rule.operands
+    )
 
 
 def _fits(dims: tuple[Dim, ...], result: tuple[Dim, ...]) -> bool:

@@ -54,7 +54,8 @@ class Timeline:
         """Bytes of each interval under these choices."""
         nodes = np.array([n.usage[c] for n, c in zip(d.nodes, choices, strict=True)])
         edges = np.zeros(len(d.edges), dtype=np.int64)
-        for e in np.unique(~self.owner[self.owner < 0]).tolist():
+        ids: list[int] = np.unique(~self.owner[self.owner < 0]).tolist()
+        for e in ids:
             edge = d.edges[e]
             assert edge.usage is not None
             edges[e] = edge.usage[choices[edge.a], choices[edge.b]]

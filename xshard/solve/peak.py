@@ -14,7 +14,7 @@ import numpy as np
 
 from xshard.solve.check import Ledger, objective_of
 from xshard.solve.drop import Drop
-from xshard.solve.dual import FEW_SWEEPS, MOST_SWEEPS, Dual, climb
+from xshard.solve.dual import FEW_SWEEPS, MOST_SWEEPS, Dual, Master, climb
 from xshard.solve.merge import Merge
 from xshard.solve.model import Model, Outcome, minimise_peak
 from xshard.solve.price import MOST_CHOICES_TO_ELIMINATE, Pricing
@@ -55,7 +55,9 @@ class Descent:
 
     def price(self, base: Reduced, pricing: Pricing, master: Master) -> Dual:
         """Raises the bound by prices; takes the points and their best mixture."""
-        dual = climb(pricing, master, [], most_sweeps=MOST_SWEEPS if pricing.is_exact else FEW_SWEEPS)
+        dual = climb(
+            pricing, master, [], most_sweeps=MOST_SWEEPS if pricing.is_exact else FEW_SWEEPS
+        )
         self.bound = max(self.bound, dual.best.bound)
         for point in dual.points:
             self.offer(base.invert(point.choices))

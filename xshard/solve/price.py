@@ -30,7 +30,9 @@ class Engine(Protocol):
         """Edge matrices in the form that the other methods take."""
         ...
 
-    def minimise(self, costs: Sequence[Ints], tables: Sequence[Ints]) -> tuple[int, tuple[int, ...]]:
+    def minimise(
+        self, costs: Sequence[Ints], tables: Sequence[Ints]
+    ) -> tuple[int, tuple[int, ...]]:
         """A lower bound of the least total, and choices that come near it."""
         ...
 

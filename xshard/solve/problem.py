@@ -104,9 +104,7 @@ class Solution:
     objective: int
     bound: int
     wall_s: float = 0.0
-    notes: dict[str, int | float | str] = field(
-        default_factory=dict[str, int | float | str]
-    )
+    notes: dict[str, int | float | str] = field(default_factory=dict[str, int | float | str])
 
     @property
     def gap(self) -> float:

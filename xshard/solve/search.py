@@ -109,7 +109,9 @@ def solve(
     """
     problem.verify()
     budget = Budget(time_limit_s * DETERMINISTIC_SHARE, workers, seed)
-    search = _Search(problem, Ledger.of(problem), budget, on_progress or _silent, enough_gap, diagnose)
+    search = _Search(
+        problem, Ledger.of(problem), budget, on_progress or _silent, enough_gap, diagnose
+    )
     if hint is not None:
         search.offer(tuple(int(c) for c in hint))
     return search.run()
@@ -238,7 +240,10 @@ class _Search:
         """The problem without rows, less the choices that its dual bounds rule out."""
         free = with_rows(self.problem, set())
         engine = engine_of(free)
-        costs, tables = [n.costs for n in free.nodes], engine.edge_tables([e.costs for e in free.edges])
+        costs, tables = (
+            [n.costs for n in free.nodes],
+            engine.edge_tables([e.costs for e in free.edges]),
+        )
         least, choices = engine.minimise(costs, tables)
         most = objective_of(free, choices)
         if most < FORBIDDEN:
@@ -256,9 +261,7 @@ class _Search:
         The bound holds for what `base` has left: what it lacks is no better than the best.
         """
         most = MOST_SWEEPS if pricing.is_exact else FEW_SWEEPS
-        dual = climb(
-            pricing, _master, sorted(self.active), start, most, _ceiling(base.problem)
-        )
+        dual = climb(pricing, _master, sorted(self.active), start, most, _ceiling(base.problem))
         if pricing.is_exact:
             split(pricing, dual)
         for point in dual.points:

@@ -74,7 +74,9 @@ class Sweep:
         parts = zip(edges, self.rows, self.columns, strict=True)
         return [e[np.ix_(r.firsts, c.firsts)] for e, r, c in parts]
 
-    def minimise(self, costs: Sequence[Ints], tables: Sequence[Ints]) -> tuple[int, tuple[int, ...]]:
+    def minimise(
+        self, costs: Sequence[Ints], tables: Sequence[Ints]
+    ) -> tuple[int, tuple[int, ...]]:
         """The least total, and choices that reach it."""
         all_tables = list(tables)
         least = self.up(costs, all_tables)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from xshard.plan.plan import Plan
 from xshard.verify.audit import Audit, PlannedCollective, audit
+from xshard.verify.collectives import Kind
 from xshard.verify.hlo import collectives_in
 
 
@@ -11,8 +14,8 @@ def audit_step(plan: Plan, compiled_text: str, target: str) -> Audit:
     """Planned against compiled collectives; `target` is the platform ("cpu", "cuda", "tpu")."""
     planned = [
         PlannedCollective(
-            kind=_KINDS.get(c.kind, c.kind), axes=c.axes, bytes=c.nbytes, count=c.count,
-            value=c.value, source=c.source,
+            kind=cast(Kind, _KINDS.get(c.kind, c.kind)), axes=c.axes, bytes=c.nbytes,
+            count=c.count, value=c.value, source=c.source, dtype=c.dtype,
         )
         for c in plan.collectives
     ]  # fmt: skip
