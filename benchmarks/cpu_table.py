@@ -36,10 +36,16 @@ def table(rows: dict[str, Any]) -> dict[str, Any]:
             for dtype in ("bfloat16", "float16")
         }
         | {"source": source},
+        "seconds_per_element": {
+            kind: seconds_per_element(rows["elements"], kind) * cores
+            for kind in ("random", "transcendental")
+        }
+        | {"source": source},
         "launch_overhead_s": {"value": rows["overhead_s"], "source": source},
         "matmul": matmul_curve(rows["matmul"]) | {"source": source},
         "collectives": "shared-memory",
         "fused_reduce_scatter": False,
+        "copies_operands": True,
         "collective_costs": {k: collective(rows, k) for k in sorted(kinds_of(rows))}
         | {"source": source},
         "intra_host": {"name": "shared memory", "bandwidth_bytes_per_s": round(best),
@@ -59,14 +65,19 @@ def stream(rows: list[Row], kind: str, dtype: str) -> float:
     return math.exp(sum(rates) / len(rates))
 
 
+def seconds_per_element(rows: list[Row], kind: str) -> float:
+    """Median over sizes and functions, of all devices together."""
+    return float(f"{1 / median(r['elements_per_s'] for r in rows_of(rows, kind=kind)):.3g}")
+
+
 def faster(rows: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
     """Of each row that both measurements hold, the one that took less: noise only adds."""
 
     def key(row: Row) -> str:
-        return str({k: v for k, v in row.items() if k not in ("s", "flops_per_s", "bytes_per_s")})
+        return str({k: v for k, v in row.items() if k != "s" and not k.endswith("_per_s")})
 
     merged = dict(rows)
-    for part in ("collectives", "matmul", "memory"):
+    for part in ("collectives", "matmul", "memory", "elements"):
         before = {key(r): r for r in earlier[part]}
         merged[part] = [min(r, before.get(key(r), r), key=lambda r: r["s"]) for r in rows[part]]
     return merged

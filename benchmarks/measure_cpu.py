@@ -4,17 +4,24 @@
 
 Every figure is taken as programs run: one SPMD program on all the virtual devices at once, which
 share the machine's cores, so contention is in the number. Rates are totals over the devices
-divided by the cores. One op is timed by a loop of it inside one jitted program; an
-`optimization_barrier` ties each turn to the last, so that nothing is hoisted or folded. The
-figure is the difference of a long and a short loop, which leaves out the dispatch of the call.
+divided by the cores. The clock is the processor time of the process over the cores, so that other
+work on the machine does not count.
+
+A matmul or collective is timed by a loop of it inside one jitted program; an `optimization_barrier`
+ties each turn to the last, so that nothing is hoisted or folded. The figure is the difference of a
+long and a short loop, which leaves out the dispatch of the call. Memory-bound ops are timed over
+many arrays one after the other, more than the caches hold, since that is how a training step finds
+its arrays; random bits and transcendental functions, which are bound by arithmetic, by the element.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -67,9 +74,9 @@ def op_seconds(
     short, long = (looped(body, mesh, spec, n, feed).lower(*args).compile() for n in (SHORT, LONG))
 
     def once(program: Any) -> float:
-        begin = time.perf_counter()
+        begin = processor_s()
         jax.block_until_ready(program(*args))
-        return time.perf_counter() - begin
+        return processor_s() - begin
 
     for program in (short, long):
         once(program)
@@ -77,6 +84,11 @@ def op_seconds(
     pairs = [(once(short), once(long)) for _ in range(repeats)]
     least_short, least_long = (min(column) for column in zip(*pairs, strict=True))
     return max(least_long - least_short, 1e-9) / (LONG - SHORT)
+
+
+def processor_s() -> float:
+    """Processor time of the process, shared out over the cores."""
+    return time.process_time() / (os.cpu_count() or 1)
 
 
 def filled(mesh: Any, shape: tuple[int, ...], dtype: str) -> Any:
@@ -113,22 +125,69 @@ def memory_rows(mesh: Any) -> list[dict[str, Any]]:
         return (x[:, 0].astype("float32") * 0 + jnp.arange(len(x)) * 7).astype("int32") % len(x)
 
     bodies = {
-        "elementwise": (lambda x: x * 0.5 + 0.25, 2.0, True),
-        "transcendental": (lambda x: jnp.exp(-x), 2.0, True),
-        "reduce": (lambda x: x.sum(-1), 1.0, False),
-        "transpose": (lambda x: x.T, 2.0, True),
-        "gather": (lambda x: x[order(x)], 2.0, True),
-        "scatter": (lambda x: (x * 0.5).at[order(x)].add(x), 3.0, True),
+        "elementwise": (lambda x: x * 0.5 + 0.25, 2.0),
+        "reduce": (lambda x: x.sum(-1), 1.0),
+        "transpose": (lambda x: x.T, 2.0),
+        "gather": (lambda x: x[order(x)], 2.0),
+        "scatter": (lambda x: (x * 0.5).at[order(x)].add(x), 3.0),
     }
     rows = []
-    for kind, (body, passes, feed) in bodies.items():
+    for kind, (body, passes) in bodies.items():
         for dtype in ("float32", "bfloat16", "float16")[: 3 if kind == "elementwise" else 1]:
-            for side in (256, 1024, 2048)[: 3 if kind == "elementwise" else 2]:
-                args = (filled(mesh, (side, side), dtype),)
-                seconds = op_seconds(body, mesh, args, feed)
-                traffic = passes * args[0].nbytes
+            for side in (128, 256, 512):
+                seconds = stream_seconds(body, mesh, (side, side), dtype)
+                traffic = passes * side * side * 4 * mesh.size * (1 if dtype == "float32" else 0.5)
                 rows.append({"kind": kind, "dtype": dtype, "side": side, "s": seconds,
                              "bytes_per_s": traffic / seconds})  # fmt: skip
+    return rows
+
+
+def stream_seconds(
+    body: Callable[..., Any], mesh: Any, shape: tuple[int, ...], dtype: str
+) -> float:
+    """The time of one `body`, where it goes over many arrays in turn; operands are donated."""
+    import jax
+    from jax.sharding import PartitionSpec
+
+    count = max(2, (4 << 20) // (math.prod(shape) * 4))
+    spec = PartitionSpec(mesh.axis_names)
+
+    def local(*args: Any) -> list[Any]:
+        return [body(x) for x in args]
+
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    args = [filled(mesh, shape, dtype) for _ in range(count)]
+    same = jax.eval_shape(mapped, *args)[0].shape == args[0].shape
+    program = jax.jit(mapped, donate_argnums=range(count) if same else ())
+    samples = []
+    for _ in range(1 + 2 * SAMPLES):
+        begin = processor_s()
+        results = jax.block_until_ready(program(*args))
+        samples.append(processor_s() - begin)
+        args = results if same else args
+    return statistics.median(samples[1:]) / count
+
+
+def element_rows(mesh: Any) -> list[dict[str, Any]]:
+    """Total elements per second of what is bound by arithmetic."""
+    import jax
+    import jax.numpy as jnp
+
+    def bits(x: Any) -> Any:
+        key = jax.random.fold_in(jax.random.key(0), x.ravel()[0].astype("int32"))
+        return jax.random.bits(key, x.shape, jnp.uint32)
+
+    bodies = {
+        "transcendental": [(lambda x: jnp.exp(-x), True), (jnp.tanh, True)],
+        "random": [(bits, False)],
+    }
+    rows = []
+    for kind, some in bodies.items():
+        for n in (1 << 14, 1 << 17):
+            for i, (body, feed) in enumerate(some):
+                seconds = op_seconds(body, mesh, (filled(mesh, (n,), "float32"),), feed)
+                rows.append({"kind": kind, "body": i, "elements": n, "s": seconds,
+                             "elements_per_s": n * mesh.size / seconds})  # fmt: skip
     return rows
 
 
@@ -207,7 +266,8 @@ def main() -> None:
                             "memory_bytes": memory}  # fmt: skip
     for name, measure in (("collectives", lambda: collective_rows(options.devices)),
                           ("matmul", lambda: matmul_rows(mesh)),
-                          ("memory", lambda: memory_rows(mesh))):  # fmt: skip
+                          ("memory", lambda: memory_rows(mesh)),
+                          ("elements", lambda: element_rows(mesh))):  # fmt: skip
         begin = time.perf_counter()
         rows[name] = measure()
         print(f"{name}: {len(rows[name])} rows in {time.perf_counter() - begin:.0f} s",

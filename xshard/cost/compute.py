@@ -9,7 +9,9 @@ For a matmul of local batch b and sizes m, n, k, `rate` is the dtype's peak time
 so that short sides fill tiles badly, a short k does not amortise reading and writing the result,
 and a small result o leaves multiprocessors idle. The form is the Hill curve of a rate against
 problem size, r∞·n/(n+n½) of Hockney and Jesshope (1988), one factor a side. Bandwidth is the peak
-times the part that the kind of op reaches. Roofline: Williams, Waterman, Patterson (2009).
+times the part that the kind of op reaches. Where a device's time per element of a kind was measured
+(random bits, transcendental functions), it bounds the time too. Roofline: Williams, Waterman,
+Patterson (2009).
 Parameters and their sources are in `devices/*.json`.
 """
 
@@ -37,23 +39,27 @@ def op_time_ns(
     bytes_written: float,
     dtype: str,
     dims: Dims | None = None,
+    elements: float = 0.0,
     launches: int = 1,
 ) -> int:
     """Nanoseconds of one op on its local operands.
 
     Args:
       device: figures of the device.
-      kind: the op family: "matmul", or a memory-bound one ("elementwise", "reduce", "gather", ...).
+      kind: the op family: "matmul", or a memory-bound one ("elementwise", "reduce", "gather",
+        "scatter", "random", "transcendental", ...).
       flops: floating point operations of the local op.
       bytes_read: bytes of the local operands that come from memory.
       bytes_written: bytes of the local results that go to memory.
       dtype: name of the operands' dtype, "bfloat16" for instance.
       dims: local (batch, m, n, k) of a matmul.
+      elements: of the local results.
       launches: kernels that it takes; 0 for an op that is fused into its neighbour.
     """
     seconds = max(
         flops / _rate(device, kind, dtype, dims),
         (bytes_read + bytes_written) / bandwidth(device, kind, dtype),
+        elements * device.seconds_per_element.get(kind, 0.0),
     )
     return round((seconds + launches * device.launch_overhead_s) * 1e9)
 

@@ -56,8 +56,12 @@ class Device:
       matmul: achieved fraction of the peak by local size.
       collectives: "ring" (links between devices) or "shared-memory" (virtual CPU devices).
       fused_reduce_scatter: False where a reduce-scatter runs as all-reduce and slice (CPU).
+      copies_operands: True where a matmul finds its operands in one order of dimensions only (batch,
+        free, summed), and others are transposed in memory first, as XLA does on CPU.
       kind_efficiency: memory efficiency of op kinds that reach less, by kind ("gather", ...).
       dtype_efficiency: the same by dtype, where the device emulates it.
+      seconds_per_element: of elementwise kinds that arithmetic bounds ("random", "transcendental"),
+        where it was measured.
       collective_costs: for "shared-memory": fitted parameters by kind, see `collectives.py`.
       generic: no table for this kind of device; the figures are guesses.
     """
@@ -71,8 +75,10 @@ class Device:
     matmul: MatmulCurve
     collectives: str = "ring"
     fused_reduce_scatter: bool = True
+    copies_operands: bool = False
     kind_efficiency: Mapping[str, float] = field(default_factory=dict, hash=False)
     dtype_efficiency: Mapping[str, float] = field(default_factory=dict, hash=False)
+    seconds_per_element: Mapping[str, float] = field(default_factory=dict, hash=False)
     collective_costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
     generic: bool = False
 
@@ -93,6 +99,7 @@ class Device:
             memory_bytes=self.memory_bytes // devices,
             peak_flops={k: v * part for k, v in self.peak_flops.items()},
             memory_bandwidth_bytes_per_s=self.memory_bandwidth_bytes_per_s * part,
+            seconds_per_element={k: v / part for k, v in self.seconds_per_element.items()},
             launch_overhead_s=self.launch_overhead_s / min(1.0, part),
             collective_costs=costs,
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xshard.cost.cluster import Cluster
 from xshard.cost.collectives import CollectiveModel
-from xshard.cost.compute import Dims, op_time_ns
+from xshard.cost.compute import Dims, bandwidth, op_time_ns
 from xshard.cost.fusion import ALIASES, EXPENSIVE, Storage
 from xshard.cost.reshard import Resharder, Step, one_stop
 from xshard.ir.graph import Graph, Op, Value
@@ -28,6 +28,9 @@ _FLOPS_PER_COSTLY_ELEMENT = 12.0
 _FLOPS_PER_RANDOM_WORD = 100.0
 """Arithmetic of one element: plain ops, transcendental ones, and a threefry block (20 rounds of an
 add, a rotation and a xor on two words: Salmon et al., SC 2011)."""
+
+_RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator")
+_TRANSCENDENTAL = EXPENSIVE - {*_RANDOM, "cumsum", "div", "sqrt", "rsqrt"}
 
 
 class ClusterPrices:
@@ -60,22 +63,40 @@ class ClusterPrices:
             if self.storage.stored[v.id]
         )
         dims = _matmul_dims(rule, strategy, self.mesh) if rule.kind == "heavy" else None
-        return op_time_ns(
+        copies_ns = self._copies_ns(rule, ins, strategy) if dims else 0
+        return copies_ns + op_time_ns(
             self.cluster.device,
-            "matmul" if dims else rule.kind,
+            "matmul" if dims else _kind(op, rule),
             flops=(rule.flops or _flops(op, outs)) / strategy.splits(self.mesh),
             bytes_read=read,
             bytes_written=written,
             dtype=_dtype(ins, outs),
             dims=dims,
+            elements=sum(v.size for v in outs) / strategy.splits(self.mesh),
             launches=int(any(self.storage.stored[v.id] for v in outs)),
         )
+
+    def _copies_ns(self, rule: Rule, ins: list[Value | None], strategy: Strategy) -> int:
+        """Time to transpose a matmul's operands, on devices where that takes a copy."""
+        device = self.cluster.device
+        if not device.copies_operands:
+            return 0
+        misplaced = _misplaced(rule)
+        nbytes = sum(
+            2 * self._local(v, spec)
+            for v, spec, wrong in zip(ins, strategy.operands, misplaced, strict=False)
+            if v is not None and wrong
+        )
+        dtype = _dtype(ins, [])
+        return round(nbytes / bandwidth(device, "transpose", dtype) * 1e9)
 
     def reshard_ns(self, shape: tuple[int, ...], itemsize: float) -> Ints:
         """From every to every of `specs_of(shape)`, by way of a third where that is cheaper."""
         return self._table(shape, itemsize)[0]
 
-    def path(self, shape: tuple[int, ...], itemsize: float, src: Spec, dst: Spec) -> tuple[Spec, ...]:
+    def path(
+        self, shape: tuple[int, ...], itemsize: float, src: Spec, dst: Spec
+    ) -> tuple[Spec, ...]:
         """The specs to ask for in sequence on the cheapest way from `src` to `dst`."""
         if src == dst:
             return ()
@@ -185,13 +206,36 @@ def _matmul_dims(rule: Rule, strategy: Strategy, mesh: MeshShape) -> Dims | None
     return dims[0], dims[1], dims[2], dims[3]
 
 
+def _misplaced(rule: Rule) -> tuple[bool, bool]:
+    """Whether the left and the right operand of a matmul are out of order.
+
+    Batch factors come first. The left operand's free factors come before the summed ones; the right
+    operand may have either order, since a kernel reads both.
+    """
+    left, right = ([f for dim in g or () for f in dim] for g in rule.operands[:2])
+    out = _factors(rule.results[0])
+    batch = {f for f in left if f in right and f in out}
+    place = [0 if f in batch else 2 if f in rule.reduced else 1 for f in left]
+    batch_last = [f not in batch for f in right]
+    return place != sorted(place), batch_last != sorted(batch_last)
+
+
 def _factors(dims: tuple[tuple[str, ...], ...] | None) -> set[str]:
     return {f for dim in dims or () for f in dim}
 
 
+def _kind(op: Op, rule: Rule) -> str:
+    """What the device table calls an op that is no matmul."""
+    if op.prim in _RANDOM:
+        return "random"
+    if op.prim.startswith("scatter"):
+        return "scatter"
+    return "transcendental" if op.prim in _TRANSCENDENTAL else rule.kind
+
+
 def _flops(op: Op, outs: list[Value]) -> float:
     elements = sum(v.size for v in outs)
-    if op.prim in ("random_bits", "threefry2x32", "rng_bit_generator"):
+    if op.prim in _RANDOM:
         return elements * _FLOPS_PER_RANDOM_WORD
     costly = op.prim in EXPENSIVE
     return elements * (_FLOPS_PER_COSTLY_ELEMENT if costly else _FLOPS_PER_ELEMENT)
