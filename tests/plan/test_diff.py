@@ -15,6 +15,7 @@ def test_equal_plans_do_not_differ():
     diff = PLAN.diff(example(seconds={}))
     assert not diff
     assert str(diff) == "the plans are equal"
+    assert repr(diff) == "PlanDiff(0 changes; time none, peak memory none)"
 
 
 def test_layers_that_change_alike_are_one_entry():
@@ -31,6 +32,7 @@ def test_layers_that_change_alike_are_one_entry():
         ),
     )
     assert diff and not diff.ops and not diff.settings
+    assert repr(diff) == "PlanDiff(1 change; time none, peak memory none)"
 
 
 def test_what_only_one_plan_has():

@@ -63,6 +63,7 @@ def test_the_answer_is_a_table_with_the_chosen_one_marked():
         "    P('data', None)    does not fit",
         "each row is the best plan with that sharding",
     ]
+    assert repr(answer) == f"Explanation({UP_1}: P(None, 'model') of 3 alternatives)"
     assert "does not fit" in answer._repr_html_()
 
 

@@ -59,6 +59,13 @@ class PlanDiff:
     def __bool__(self) -> bool:
         return any(changes for _, changes in _parts(self))
 
+    def __repr__(self) -> str:
+        """In one line."""
+        count = sum(len(changes) for _, changes in _parts(self))
+        time = change(0, self.time_delta_ns, duration)
+        peak = change(0, self.peak_delta_bytes, size)
+        return f"PlanDiff({count} change{'s' * (count != 1)}; time {time}, peak memory {peak})"
+
     def __str__(self) -> str:
         return to_text(report(self))
 

@@ -30,6 +30,11 @@ class Explanation:
         """The plan's own choice."""
         return next((a for a in self.alternatives if a.chosen), None)
 
+    def __repr__(self) -> str:
+        """In one line."""
+        spec = spec_text(self.chosen.spec, self.axes) if self.chosen else "nothing"
+        return f"Explanation({self.name}: {spec} of {len(self.alternatives)} alternatives)"
+
     def __str__(self) -> str:
         return to_text(report(self))
 
