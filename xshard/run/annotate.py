@@ -56,6 +56,7 @@ class Constraints:
       barriers: operand uses whose reshard must not be merged with an earlier one of the same value:
         the value first passes an `optimization_barrier` together with another operand of the
         equation, so a weight that was gathered in the forward is gathered again in the backward.
+      outputs: reshard this result of the whole program, through these specs in sequence.
     """
 
     mesh: Mesh
@@ -63,6 +64,7 @@ class Constraints:
     operands: Mapping[Key, tuple[PartitionSpec, ...]] = field(default_factory=dict)
     shared: Mapping[Key, Key] = field(default_factory=dict)
     barriers: frozenset[Key] = frozenset()
+    outputs: Mapping[int, tuple[PartitionSpec, ...]] = field(default_factory=dict)
 
 
 def annotate(traced: Traced, constraints: Constraints) -> Callable[..., list[Any]]:
@@ -74,10 +76,12 @@ def annotate(traced: Traced, constraints: Constraints) -> Callable[..., list[Any
 
     def annotated(*args: Any, consts: Sequence[Any] | None = None) -> list[Any]:
         given = traced.consts if consts is None else consts
+        told = constraints.outputs
         arrays = {id(old): new for old, new in zip(traced.consts, given, strict=True)}
         frame = Frame(constraints, _addresses_above(constraints), arrays)
         with free_of_mesh():
-            return frame.evaluate(traced.closed_jaxpr, args, ())
+            results = frame.evaluate(traced.closed_jaxpr, args, ())
+            return [frame.through(x, told.get(i, ())) for i, x in enumerate(results)]
 
     return annotated
 
@@ -144,9 +148,7 @@ class Frame:
 
     def result(self, key: Key, x: Any) -> Any:
         """The value, constrained if it is told so."""
-        for spec in self.told.results.get(key, ()):
-            x = self._constrain(x, spec)
-        return x
+        return self.through(x, self.told.results.get(key, ()))
 
     def operand(self, key: Key, x: Any, ins: Sequence[Any] = ()) -> Any:
         """The value as this use wants it; `ins` are all operands of the equation."""
@@ -157,15 +159,15 @@ class Frame:
         if first not in self.copies:
             if key in self.told.barriers or first in self.told.barriers:
                 x = _after(x, ins)
-            for spec in specs:
-                x = self._constrain(x, spec)
-            self.copies[first] = x
+            self.copies[first] = self.through(x, specs)
         return self.copies[first]
 
-    def _constrain(self, x: Any, spec: PartitionSpec) -> Any:
-        if not _may_be_constrained(x):
-            return x
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.told.mesh, spec))
+    def through(self, x: Any, specs: Sequence[PartitionSpec]) -> Any:
+        """The value, constrained to these specs in sequence."""
+        if _may_be_constrained(x):
+            for spec in specs:
+                x = jax.lax.with_sharding_constraint(x, NamedSharding(self.told.mesh, spec))
+        return x
 
 
 def _addresses_above(told: Constraints) -> frozenset[Address]:

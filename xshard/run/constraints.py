@@ -43,6 +43,7 @@ def constraints_of(
     first_use: dict[tuple[int, str, Spec], Key] = {}
     moved_in: dict[tuple[int, Spec], str] = {}
     op_class, value_class = classes.op_class.tolist(), classes.value_class.tolist()
+    copies = {(vc, phase): spec for vc, phase, spec in plan.copies}
     inner = _inner_values(plan, graph, classes, rules)
     strategies = [_strategy(plan, graph, classes, c, rule) for c, rule in enumerate(rules)]
     for op in graph.ops:
@@ -59,7 +60,11 @@ def constraints_of(
             if have == need:
                 continue
             value, key = graph.values[v], (op.address, k)
-            stops = path(value.shape, value.itemsize, have, need)
+            copy = copies.get((value_class[v], op.phase), have)
+            stops = (
+                *path(value.shape, value.itemsize, have, copy),
+                *path(value.shape, value.itemsize, copy, need),
+            )
             operands[key] = tuple(partition_spec(s, mesh) for s in stops)
             first = first_use.setdefault((v, op.phase, need), key)
             if first != key:
@@ -68,7 +73,8 @@ def constraints_of(
                 value.nbytes >= BARRIER_BYTES
             ):
                 barriers.add(key)
-    return Constraints(mesh, results, operands, shared, frozenset(barriers))
+    outputs = _outputs(plan, graph, classes, mesh, path)
+    return Constraints(mesh, results, operands, shared, frozenset(barriers), outputs)
 
 
 def _strategy(plan: Plan, graph: Graph, classes: Classes, c: int, rule: Rule) -> Strategy:
@@ -93,6 +99,26 @@ def _stops(
         strategy.results[r], strategy.partial, final, value.shape, value.itemsize, mesh
     )
     return (made, *path(value.shape, value.itemsize, made, final))
+
+
+def _outputs(
+    plan: Plan, graph: Graph, classes: Classes, mesh: Mesh, path: Path
+) -> dict[int, tuple[PartitionSpec, ...]]:
+    """By result of the step, the specs on its way from where it is kept to where it is returned."""
+    found: dict[int, tuple[PartitionSpec, ...]] = {}
+    planned = iter(plan.results)
+    for i, v in enumerate(graph.outputs):
+        if v is None:
+            continue
+        value, have, need = (
+            graph.values[v],
+            plan.values[int(classes.value_class[v])],
+            next(planned).spec,
+        )
+        if have != need:
+            stops = path(value.shape, value.itemsize, have, need)
+            found[i] = tuple(partition_spec(s, mesh) for s in stops)
+    return found
 
 
 def partition_spec(spec: Spec, mesh: Mesh) -> PartitionSpec:
