@@ -1,7 +1,8 @@
 r"""`solve`: the best choices of a problem, with a proof or a bound, the same on every run.
 
-1. Without the rows (`_Search.unconstrained`): a relaxation. Dual bounds rule most choices out, the
-   reductions eliminate what is left, so it is exact. If its choices fit, they are optimal.
+1. Without the rows (`_Search.unconstrained`): a relaxation. The reductions shrink it, dual bounds
+   rule most choices out, the reductions eliminate the rest: exact. If its choices fit, they are
+   optimal.
 2. Memory at a price (`_Search.price`): a strong bound, and points on both sides of the limit.
    CP-SAT picks the best mixture of those points.
 3. `_Search.close`: the choices that a better answer could still contain, by their marginals at the
@@ -190,7 +191,6 @@ class _Search:
     bound: int = 0
     active: set[int] = field(default_factory=set[int])
     nothing_fits: Infeasible | None = None
-    reach: Drop = field(default_factory=lambda: Drop(()))
 
     def run(self) -> Solution | Infeasible:
         """The stages of the module's docstring, in order."""
@@ -226,34 +226,37 @@ class _Search:
 
     def unconstrained(self) -> bool:
         """Solves without the rows; False if forbidden pairs leave no choices."""
-        reduced = reduce(self.within_reach(), most_entries=MOST_ENTRIES)
-        outcome = self.budget.run(minimise_cost(reduced.problem), 0.5)
-        if outcome.infeasible:
-            return False
-        self.bound = max(self.bound, outcome.bound)
-        if outcome.choices is not None:
-            self.visit(self.reach.invert(reduced.invert(outcome.choices)))
+        reduced = reduce(with_rows(self.problem, set()), most_entries=FEW_ENTRIES)
+        if reduced.problem.nodes:
+            reduced = self.within_reach(reduced)
+            rest = reduce(reduced.problem, most_entries=MOST_ENTRIES)
+            reduced = Reduced(rest.problem, (*reduced.chain, *rest.chain))
+        if self.best is None or self.bound < self.best[0]:
+            outcome = self.budget.run(minimise_cost(reduced.problem), 0.5)
+            if outcome.infeasible:
+                return False
+            self.bound = max(self.bound, outcome.bound)
+            if outcome.choices is not None:
+                self.visit(reduced.invert(outcome.choices))
         self.tell("without memory")
         return True
 
-    def within_reach(self) -> Problem:
-        """The problem without rows, less the choices that its dual bounds rule out."""
-        free = with_rows(self.problem, set())
-        engine = engine_of(free)
-        costs, tables = (
-            [n.costs for n in free.nodes],
-            engine.edge_tables([e.costs for e in free.edges]),
-        )
+    def within_reach(self, reduced: Reduced) -> Reduced:
+        """Less the choices that dual bounds rule out; offers the choices that go with the bounds."""
+        problem = reduced.problem
+        engine = engine_of(problem)
+        costs = [n.costs for n in problem.nodes]
+        tables = engine.edge_tables([e.costs for e in problem.edges])
         least, choices = engine.minimise(costs, tables)
-        most = objective_of(free, choices)
-        if most < FORBIDDEN:
-            self.bound = max(self.bound, free.constant + least)
-            self.visit(choices)
-            kept = [np.flatnonzero(b + free.constant <= most) for b in engine.bounds(costs, tables)]
-            self.reach = Drop(tuple(kept))
-        else:
-            self.reach = Drop(tuple(np.arange(len(n.costs)) for n in free.nodes))
-        return self.reach.apply(free)
+        most = objective_of(problem, choices)
+        if most >= FORBIDDEN:
+            return reduced
+        self.bound = max(self.bound, problem.constant + least)
+        self.visit(reduced.invert(choices))
+        bounds = engine.bounds(costs, tables)
+        return reduced.then(
+            Drop(tuple(np.flatnonzero(b + problem.constant <= most) for b in bounds))
+        )
 
     def price(self, base: Reduced, pricing: Pricing, start: Prices | None = None) -> Dual:
         """Prices the rows; takes the points that fit, and the best mixture of the points.
