@@ -33,7 +33,7 @@ COLUMNS = (
     "of limit",
     "error",
     "sharded",
-    "predicted",
+    "step",
     "measured",
 )
 

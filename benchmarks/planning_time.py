@@ -18,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.common import machine, markdown, mb, ms, table, to_json, virtual_devices
+from benchmarks.common import machine, markdown, table, to_json, virtual_devices
 
 COLUMNS = ("model", "GPUs", "mesh", "trace", "build", "solve", "total", "gap", "step", "peak")
 
@@ -42,8 +42,8 @@ class Planned:
     def row(self) -> tuple[object, ...]:
         """For a table."""
         times = [f"{s:.2f} s" for s in (self.trace_s, self.build_s, self.solve_s, self.total_s)]
-        return (self.model, self.devices, self.mesh, *times, f"{self.gap:.1%}",
-                ms(self.predicted_s), mb(self.peak_bytes))  # fmt: skip
+        step, peak = f"{self.predicted_s:.1f} s", f"{self.peak_bytes / 1e9:.0f} GB"
+        return self.model, self.devices, self.mesh, *times, f"{self.gap:.1%}", step, peak
 
 
 def plan_one(name: str, kind: str, fixed: bool, limit: str | None, time_limit: float) -> Planned:

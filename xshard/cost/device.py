@@ -56,8 +56,8 @@ class Device:
       matmul: achieved fraction of the peak by local size.
       collectives: "ring" (links between devices) or "shared-memory" (virtual CPU devices).
       fused_reduce_scatter: False where a reduce-scatter runs as all-reduce and slice (CPU).
-      copies_operands: True where a matmul finds its operands in one order of dimensions only (batch,
-        free, summed), and others are transposed in memory first, as XLA does on CPU.
+      copies_operands: True where a matmul finds its operands in one order of dimensions only
+        (batch, free, summed), and others are transposed in memory first, as XLA does on CPU.
       kind_efficiency: memory efficiency of op kinds that reach less, by kind ("gather", ...).
       dtype_efficiency: the same by dtype, where the device emulates it.
       seconds_per_element: of elementwise kinds that arithmetic bounds ("random", "transcendental"),

@@ -14,8 +14,8 @@ from xshard.ir.graph import Graph, Op
 from xshard.rules.rule import Rule
 
 EXPENSIVE = frozenset(
-    "exp exp2 expm1 log log1p log2 tanh tan sin cos erf erfc erf_inv logistic pow atan2 lgamma digamma "
-    "cbrt random_bits threefry2x32 rng_bit_generator cumsum div sqrt rsqrt".split()
+    "exp exp2 expm1 log log1p log2 tanh tan sin cos erf erfc erf_inv logistic pow atan2 lgamma "
+    "digamma cbrt random_bits threefry2x32 rng_bit_generator cumsum div sqrt rsqrt".split()
 )
 """Elementwise primitives that XLA does not compute twice to save a buffer."""
 
@@ -81,10 +81,8 @@ def _mark(op: Op, rule: Rule, buffer: list[int], stored: list[bool]) -> None:
                 stored[buffer[v]] = True
 
 
-def _keep_for_later(
-    graph: Graph, rules: list[Rule], buffer: list[int], stored: list[bool]
-) -> None:
-    """Stores fused results that hold an expensive op and are read in another phase or twice over."""
+def _keep_for_later(graph: Graph, rules: list[Rule], buffer: list[int], stored: list[bool]) -> None:
+    """Stores fused results that hold an expensive op and are read in another phase or again."""
     readers: list[set[str]] = [set() for _ in graph.values]
     for op in graph.ops:
         for v in op.inputs:

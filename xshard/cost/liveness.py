@@ -42,37 +42,54 @@ def liveness(
     loop_end = _loop_ends(graph)
     for v in (*graph.inputs, *graph.consts):
         first[v], last[v] = 0, 0 if v in donated else end
-    for op in graph.ops:
-        _visit(op, storage, first, last, loop_end)
     for v in graph.outputs:
         if v is not None:
             last[storage.buffer[v]] = end
+    for op in graph.ops:
+        _write(op, storage, first, last, loop_end)
+    for op in reversed(graph.ops):
+        _read(op, storage, last, loop_end)
     _alias(storage, aliased, first, last, end)
     gone = ~np.array(storage.stored, dtype=bool)
     first[gone], last[gone] = -1, -2
     return Liveness(first, last, end + 1)
 
 
-def _visit(
+def _write(
     op: Op,
     storage: Storage,
     first: NDArray[np.int64],
     last: NDArray[np.int64],
     loop_end: dict[tuple[int, ...], tuple[int, int]],
 ) -> None:
-    start, stop = op.id, op.id
-    if op.prim in _LOOP_OPERANDS:
-        stop = loop_end.get(op.address, (op.id, op.id))[1]
+    start = op.id
     if op.prim == "scan_y":
         start = loop_end.get(op.address, (op.id, op.id))[0]
-    for v in op.inputs:
-        if v is not None:
-            b = storage.buffer[v]
-            last[b] = max(last[b], stop)
     for v in op.outputs:
         b = storage.buffer[v]
         first[b] = start if first[b] < 0 else min(first[b], start)
         last[b] = max(last[b], op.id)
+
+
+def _read(
+    op: Op,
+    storage: Storage,
+    last: NDArray[np.int64],
+    loop_end: dict[tuple[int, ...], tuple[int, int]],
+) -> None:
+    """Extends what an op reads; from behind, so that the readers of its results are known.
+
+    Where a result has no buffer, its readers compute it again: the operands wait for them.
+    """
+    stop = op.id
+    if op.prim in _LOOP_OPERANDS:
+        stop = loop_end.get(op.address, (op.id, op.id))[1]
+    fused = [int(last[storage.buffer[v]]) for v in op.outputs if not storage.is_stored(v)]
+    stop = max([stop, *fused])
+    for v in op.inputs:
+        if v is not None:
+            b = storage.buffer[v]
+            last[b] = max(last[b], stop)
 
 
 def _loop_ends(graph: Graph) -> dict[tuple[int, ...], tuple[int, int]]:
