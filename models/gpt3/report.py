@@ -93,7 +93,8 @@ def _in_brief(plan: Plan) -> str:
 def _shortened(table: Table) -> Table:
     rows = [row for row in table.rows if "sharding" not in table.columns or row[2] != "P()"]
     left = len(table.rows) - len(rows[:_BRIEF_ROWS])
-    foot = f"{left} more rows; {table.foot}".rstrip("; ") if left else table.foot
+    more = f"{left} more row{'s' * (left > 1)}; {table.foot}".rstrip("; ")
+    foot = more if left else table.foot
     return dataclasses.replace(table, rows=tuple(rows[:_BRIEF_ROWS]), foot=foot)
 
 
