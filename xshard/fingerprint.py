@@ -13,9 +13,7 @@ from xshard.spec import MeshShape
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+|<function .*?>")
 
 
-def fingerprint(
-    graph: Graph, mesh: MeshShape, cluster: str, pins: Mapping[int, Hashable]
-) -> str:
+def fingerprint(graph: Graph, mesh: MeshShape, cluster: str, pins: Mapping[int, Hashable]) -> str:
     """A hex digest, equal in every process and run for equal input."""
     digest = hashlib.sha256()
     names: dict[Hashable, int] = {}

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from xshard.cost.cluster import Cluster
 from xshard.cost.fusion import Storage, storage
@@ -29,8 +28,8 @@ from xshard.spec import MeshShape
 SMALLEST_COPY_BYTES = 1 << 14
 """Resharded copies of smaller arrays are left out of the memory model."""
 ENOUGH_GAP = 0.005
-"""Where memory binds, the search ends at a plan proven to be this close to the best: a tenth of
-what the cost model itself is off by."""
+"""Where memory binds or choices are many, the search ends at a plan proven to be this close to the
+best: a tenth of what the cost model itself is off by."""
 MOST_ROUNDS = 12
 """How often rows of live memory that an answer violates are added before giving up."""
 
@@ -155,7 +154,9 @@ _CONTRADICTION = (
 def unlimited(modelled: Modelled) -> Solution | None:
     """The best choices without a memory limit; None if pins contradict each other."""
     request = modelled.prepared.request
-    answer = solve(modelled.problem(None, ()), time_limit_s=request.time_limit_s)
+    answer = solve(
+        modelled.problem(None, ()), time_limit_s=request.time_limit_s, enough_gap=ENOUGH_GAP
+    )
     return None if isinstance(answer, Infeasible) else answer
 
 
@@ -213,7 +214,9 @@ def model(prepared: Prepared) -> Modelled:
     )  # fmt: skip
     aliased = {result: arg for result, arg in r.ties.items() if arg in r.donated}
     live = liveness(graph, prepared.storage, r.donated, aliased)
-    return Modelled(prepared, d, add_memory(d, prepared.storage, live, SMALLEST_COPY_BYTES))
+    buffers = 1 if r.cluster.device.fused_reduce_scatter else 2
+    timeline = add_memory(d, prepared.storage, live, SMALLEST_COPY_BYTES, buffers)
+    return Modelled(prepared, d, timeline)
 
 
 def _search(modelled: Modelled, limit: int | None, *, diagnose: bool) -> Solution | Infeasible:

@@ -134,18 +134,19 @@ def _collectives(d: Draft, a: Assignment, prices: ClusterPrices) -> Iterator[Pla
 def moves(d: Draft, a: Assignment) -> Iterator[tuple[int, Spec, Spec, int, str]]:
     """(value class, from, to, how often, source line) of every resharding of the plan.
 
-    Uses of a value in one phase that want the same spec share one resharded copy.
+    Uses of a value in one phase share a resharded copy, and what is made of it for the same spec.
     """
-    wanted: dict[tuple[int, str, Spec], tuple[int, str]] = {}
+    wanted: dict[tuple[int, str, Spec, Spec], tuple[int, str]] = {}
     for use in d.uses:
-        op = d.op(use.op)
+        op, kept = d.op(use.op), a.specs[use.value]
         need = a.strategies[use.op].operands[use.k]
-        if need != a.specs[use.value]:
-            key = use.value, op.phase, need
-            count = max(use.count, wanted.get(key, (0, ""))[0])
-            wanted[key] = count, op.source
-    for (vc, _, need), (count, source) in wanted.items():
-        yield vc, a.specs[vc], need, count, source
+        copy = kept if need == kept else a.copies.get((use.value, op.phase), kept)
+        for src, dst in ((kept, copy), (copy, need)):
+            key = use.value, op.phase, src, dst
+            if src != dst:
+                wanted[key] = max(use.count, wanted.get(key, (0, ""))[0]), op.source
+    for (vc, _, src, dst), (count, source) in wanted.items():
+        yield vc, src, dst, count, source
     for (made, kept), count in d.ties.items():
         if a.specs[made] != a.specs[kept]:
             yield made, a.specs[made], a.specs[kept], count, ""

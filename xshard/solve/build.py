@@ -82,6 +82,7 @@ class Draft:
       stored: value class -> (node, for each of its choices the index of a spec): where it is kept.
       copies: (value class, phase) -> the same for the resharded copy that its readers share.
       copy_edges, use_edges: what an edge reshards.
+      sum_edges: edge -> (op class, which result): where partial sums are finished.
       tied: result value -> the argument value whose place it takes, in that argument's spec.
       ties: (class of a result, class of the argument whose place it takes) -> how many.
     """
@@ -106,6 +107,7 @@ class Draft:
     uses: list[Use] = field(default_factory=list[Use])
     copy_edges: dict[int, tuple[int, str]] = field(default_factory=dict[int, tuple[int, str]])
     use_edges: dict[int, Use] = field(default_factory=dict[int, Use])
+    sum_edges: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
     _spec_index: dict[tuple[int, ...], Indexed] = field(
         default_factory=dict[tuple[int, ...], Indexed]
     )
@@ -320,7 +322,8 @@ def _add_sum(
         if key not in cache:
             cache[key] = count * d.prices.reduce_ns(out.shape, out.itemsize, *key, combined)
         rows.append(cache[key])
-    d.add_edge(op_node, node, np.stack(rows))
+    edge = d.add_edge(op_node, node, np.stack(rows))
+    d.sum_edges[edge] = int(d.classes.op_class[out.producer]), k
     d.stored[vc] = node, np.arange(len(specs))
 
 

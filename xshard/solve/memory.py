@@ -73,10 +73,16 @@ class Timeline:
         return Row(nodes, node_counts, edges, edge_counts, name=name or str(t))
 
 
-def add_memory(d: Draft, storage: Storage, live: Liveness, smallest_bytes: int) -> Timeline:
+def add_memory(
+    d: Draft, storage: Storage, live: Liveness, smallest_bytes: int, scatter_buffers: int = 1
+) -> Timeline:
     """Gives edges the usage of the copies that they make, and lists all that lives when.
 
     Copies of arrays below `smallest_bytes` are left out (they are noise).
+
+    Args:
+      scatter_buffers: whole operands that a reduce-scatter holds: 1, or 2 where it is run as an
+        all-reduce and a slice.
     """
     nodes = _node_of_value(d, storage, live)
     here = np.flatnonzero((live.first >= 0) & (nodes >= 0))
@@ -85,6 +91,7 @@ def add_memory(d: Draft, storage: Storage, live: Liveness, smallest_bytes: int) 
         for v in here.tolist()
     ]
     kept += _copies(d, _add_copy_usage(d, smallest_bytes))
+    kept += _unfinished(d, _add_sum_usage(d, smallest_bytes, scatter_buffers))
     columns = np.array(kept, dtype=np.int64).reshape(-1, 5).T
     return Timeline(*columns, num_times=live.num_times)
 
@@ -150,6 +157,30 @@ def _add_copy_usage(d: Draft, smallest_bytes: int) -> Iterable[int]:
         usage = np.where(edge.costs > 0, (-(-value.nbytes // made))[None, :], 0)
         d.edges[e] = replace(edge, usage=usage.astype(np.int64))
         yield e
+
+
+def _add_sum_usage(d: Draft, smallest_bytes: int, scatter_buffers: int) -> Iterable[int]:
+    """Sets `Edge.usage` to what an op leaves before its sums are finished and put in their place."""
+    for e, (c, k) in sorted(d.sum_edges.items()):
+        value = d.graph.values[d.op(c).outputs[k]]
+        if value.nbytes < smallest_bytes:
+            continue
+        specs, usage = d.specs(value.shape), np.zeros_like(d.edges[e].costs)
+        for i, s in enumerate(d.strategies[c]):
+            raw, moved = s.results[k], np.array([spec != s.results[k] for spec in specs])
+            whole = -(-value.nbytes // num_shards(raw, d.mesh))
+            usage[i] = whole * np.where(moved, scatter_buffers if s.partial else 1, bool(s.partial))
+        d.edges[e] = replace(d.edges[e], usage=usage)
+        yield e
+
+
+def _unfinished(d: Draft, edge_ids: Iterable[int]) -> list[tuple[int, int, int, int, int]]:
+    """(~edge, first op, last op, value) of each result before it is finished: while its op runs."""
+    found: list[tuple[int, int, int, int, int]] = []
+    for e in edge_ids:
+        c, k = d.sum_edges[e]
+        found += [(~e, m, m, 1, d.graph.ops[m].outputs[k]) for m in d.classes.members[c]]
+    return found
 
 
 def _target_specs(d: Draft, e: int, vc: int) -> list[Spec]:

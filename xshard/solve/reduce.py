@@ -16,6 +16,7 @@ from xshard.solve.problem import Problem
 from xshard.solve.trim import Trim
 
 MOST_ROUNDS = 4
+MOST_COMPARISONS = 1 << 23
 FEW_ENTRIES = 1 << 13
 
 
@@ -59,15 +60,20 @@ def reduce(problem: Problem, *, most_entries: int = MOST_ENTRIES) -> Reduced:
     size = _size(problem)
     for _ in range(MOST_ROUNDS):
         reduced = reduced.then(Trim()).then(Merge())
-        if has_memory(reduced.problem).any():
+        if has_memory(reduced.problem).any() and _is_worth_dropping(reduced.problem):
             reduced = reduced.then(Drop.find(reduced.problem))
         reduced = reduced.then(Eliminate.find(reduced.problem, most_entries=most_entries))
-        if reduced.problem.nodes:
+        if reduced.problem.nodes and _is_worth_dropping(reduced.problem):
             reduced = reduced.then(Drop.find(reduced.problem))
         if not reduced.problem.nodes or _size(reduced.problem) == size:
             break
         size = _size(reduced.problem)
     return reduced.then(Trim()).then(Merge())
+
+
+def _is_worth_dropping(problem: Problem) -> bool:
+    """Whether comparing all pairs of choices of all nodes is cheap."""
+    return sum(sum(e.costs.shape) * e.costs.size for e in problem.edges) <= MOST_COMPARISONS
 
 
 def _size(problem: Problem) -> tuple[int, int, int]:

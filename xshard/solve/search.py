@@ -39,6 +39,8 @@ WALL_FACTOR = 4.0
 MIX = 4
 STEEPEST = 100.0
 MOST_ROUNDS = 4
+HARD_GAP = 0.02
+"""Where the reductions leave many choices, CP-SAT is not faster than the dual bounds below this."""
 WORTH_PRICING = 0.7
 """Choices are priced again when at most this share of them is left."""
 Choices = tuple[int, ...]
@@ -196,15 +198,12 @@ class _Search:
         """The stages of the module's docstring, in order."""
         if not self.unconstrained():
             return Infeasible(None)
-        if not self.is_done():
+        if self.problem.rows and not self.is_done():
             self.constrained(tidied(self.problem))
         return self.nothing_fits or self.solution()
 
     def constrained(self, base: Reduced) -> None:
         """Stages 2 to 5 on `base`, which has all the rows."""
-        if not base.problem.rows:
-            self.bound = max(self.bound, self.inside(base, 1.0, "all choices"))
-            return
         pricing = Pricing.of(base.problem)
         dual = self.price(base, pricing)
         if self.best is None and self.bound > _ceiling(self.problem) and not self.diagnose:
@@ -231,8 +230,9 @@ class _Search:
             reduced = self.within_reach(reduced)
             rest = reduce(reduced.problem, most_entries=MOST_ENTRIES)
             reduced = Reduced(rest.problem, (*reduced.chain, *rest.chain))
-        if self.best is None or self.bound < self.best[0]:
-            outcome = self.budget.run(minimise_cost(reduced.problem), 0.5)
+        few = _num_choices(reduced.problem) <= MANY_CHOICES
+        if self.best is None or not self.is_done(0.0 if few else max(self.enough_gap, HARD_GAP)):
+            outcome = self.budget.run(minimise_cost(reduced.problem), 0.5 if few else 0.15)
             if outcome.infeasible:
                 return False
             self.bound = max(self.bound, outcome.bound)
@@ -242,7 +242,7 @@ class _Search:
         return True
 
     def within_reach(self, reduced: Reduced) -> Reduced:
-        """Less the choices that dual bounds rule out; offers the choices that go with the bounds."""
+        """Less the choices that dual bounds rule out; offers those that go with the bounds."""
         problem = reduced.problem
         engine = engine_of(problem)
         costs = [n.costs for n in problem.nodes]
@@ -326,9 +326,10 @@ class _Search:
         self.nothing_fits = replace(answer, choices=choices)
         return None
 
-    def is_done(self) -> bool:
+    def is_done(self, gap: float | None = None) -> bool:
         """Whether the best choices are close enough to the bound."""
-        return self.best is not None and self.bound >= self.best[0] * (1 - self.enough_gap)
+        gap = self.enough_gap if gap is None else gap
+        return self.best is not None and self.bound >= self.best[0] * (1 - gap)
 
     def smallest_seen(self, base: Reduced, dual: Dual) -> Infeasible:
         """The least peak among the points of a dual ascent."""
