@@ -141,8 +141,8 @@ def _megatron(config: GPT3Config, mesh: Mesh, avals: Any) -> Baseline:
     width = mesh.shape[model]
 
     def spec(path: Any, x: Any) -> P:
-        names = tuple(getattr(k, "key", getattr(k, "name", "")) for k in path)
-        rank, dim = _SPLIT_DIM.get(names[-2:], (0, 0))
+        names = [getattr(k, "key", getattr(k, "name", "")) for k in path]
+        rank, dim = _SPLIT_DIM.get((names[-2], names[-1]) if len(names) > 1 else ("", ""), (0, 0))
         dim += x.ndim - rank  # behind the axis of scanned layers
         if not rank or x.shape[dim] % width:
             return P()

@@ -97,14 +97,15 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
     each = np.asarray(a) / np.asarray(b)
     rng = np.random.default_rng(0)
     medians = np.median(rng.choice(each, (1000, len(each))), axis=1)
-    low, high = np.percentile(medians, (2.5, 97.5))
-    return Ratio(float(np.median(each)), float(low), float(high))
+    low, high = (float(np.percentile(medians, q)) for q in (2.5, 97.5))
+    return Ratio(float(np.median(each)), low, high)
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
     """Spearman's, without ties."""
     ranks = [np.argsort(np.argsort(np.asarray(x))) for x in (a, b)]
-    return float(np.corrcoef(ranks)[0, 1])
+    table: Any = np.corrcoef(ranks)
+    return float(table[0, 1])
 
 
 def table(title: str, columns: Row, rows: Sequence[Row]) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from models.gpt3.config import GPT3Config
-    from xshard.plan import Plan
+    from xshard.plan.plan import Plan
 
 COLUMNS = (
     "limit",

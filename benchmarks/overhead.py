@@ -4,8 +4,8 @@
 
 Alternating, in one process: the GPT-3 tiny step as `auto_shard` runs it, against a hand-written
 `jax.jit` of the same function, both data parallel, so that both run the same program; the median of
-the differences, round by round. Then, since a step's own noise is larger than what is looked for, only the dispatch:
-a function that does next to nothing with as many leaves as the step has.
+the differences, round by round. Then, since a step's own noise is larger than what is looked for,
+only the dispatch: a function that does next to nothing with as many leaves as the step has.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def pair(train: Callable[..., Any], init: Callable[..., Any], batch: Any, calls:
 
     mesh = jax.make_mesh((len(jax.devices()),), ("data",), (jax.sharding.AxisType.Auto,))
     rows = P() if calls > 1 else P("data")
-    specs = {"in_specs": (P(), rows), "out_specs": (P(), P())}
-    step = xshard.auto_shard(train, mesh, donate_argnums=0, **specs)
+    step = xshard.auto_shard(
+        train, mesh, donate_argnums=0, in_specs=(P(), rows), out_specs=(P(), P())
+    )
     state = step.init(init, jax.random.key(0), batch)
     inside, outside = step.in_shardings, step.out_shardings
     hand = jax.jit(train, in_shardings=inside, out_shardings=outside, donate_argnums=0)
