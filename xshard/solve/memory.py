@@ -160,7 +160,7 @@ def _add_copy_usage(d: Draft, smallest_bytes: int) -> Iterable[int]:
 
 
 def _add_sum_usage(d: Draft, smallest_bytes: int, scatter_buffers: int) -> Iterable[int]:
-    """Sets `Edge.usage` to what an op leaves before its sums are finished and put in their place."""
+    """Sets `Edge.usage` to what an op leaves before its sums are finished and put in place."""
     for e, (c, k) in sorted(d.sum_edges.items()):
         value = d.graph.values[d.op(c).outputs[k]]
         if value.nbytes < smallest_bytes:
