@@ -12,7 +12,9 @@ def scatter(how: str | None) -> RuleFn:
     """`"v d, b s 1, b s d -> v d"`: updates that are written to rows `v`, combined by `how`.
 
     Updates over `b` and `s` may be split if they combine: the result is then partial. Rows `v` may
-    be split with the updates whole: each device writes what falls in its rows.
+    be split with the updates whole: each device writes what falls in its rows. Not so for a single
+    update, `"v! d, 1, d -> v! d"`, which XLA (jax 0.10) writes to wrong rows: see
+    tests/rules/test_xla_errors.py.
     """
 
     def rule(op: Op, ins: Ins, outs: Outs) -> Rule:
@@ -42,6 +44,9 @@ def tokens(op: Op, ins: Ins, combines: bool) -> tuple[list[str], list[str], list
         whole = n == shape_of(ins[0])[to]
         updates.append(operand[to] if whole else f"{next(fresh)}!")
         operand[to] += "" if whole else "!"
+    if not indices:
+        for axis in numbers.inserted_window_dims:
+            operand[axis] += "!"
     return operand, [*indices, f"{next(fresh)}!"], updates
 
 
