@@ -122,22 +122,34 @@ def kinds_of(rows: dict[str, Any]) -> set[str]:
 
 
 def collective(rows: dict[str, Any], kind: str) -> dict[str, float]:
-    """Latency a member, and core-seconds per byte in and beyond the caches, over all devices."""
+    """Latency of all devices and a member, and core-seconds per byte in and beyond the caches."""
     mine = rows_of(rows["collectives"], kind=kind)
     devices, cores = rows["devices"], rows["cores"]
     meeting = {r["group"]: devices if kind == "permute" else r["group"] for r in mine}
     small, medium, large = (rows_of(mine, bytes=b) for b in (1 << 12, 1 << 19, 1 << 23))
-    latency = median(r["s"] / meeting[r["group"]] for r in small)
+    fixed, member = line([(meeting[r["group"]], r["s"]) for r in small])
+    starts = {g: fixed + member * size for g, size in meeting.items()}
     per_byte = {
-        name: math.exp(median(math.log(slope(r, latency * meeting[r["group"]])) for r in picked))
+        name: math.exp(median(math.log(slope(r, starts[r["group"]])) for r in picked))
         for name, picked in (("cached", medium), ("beyond", large))
     }
     return {
-        "latency_per_member_s": float(f"{latency:.3g}"),
+        "latency_s": float(f"{fixed * cores / devices:.3g}"),
+        "latency_per_member_s": float(f"{member:.3g}"),
         "s_per_byte_cached": float(f"{per_byte['cached'] * cores / devices:.3g}"),
         "s_per_byte": float(f"{max(per_byte.values()) * cores / devices:.3g}"),
         "cached_bytes": (1 << 20) * devices,
     }
+
+
+def line(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """Least squares of y = a + b·x with neither below zero."""
+    n, x, y = len(points), [p[0] for p in points], [p[1] for p in points]
+    mean_x, mean_y = sum(x) / n, sum(y) / n
+    spread = sum((v - mean_x) ** 2 for v in x)
+    found = sum((v - mean_x) * (w - mean_y) for v, w in points) / spread if spread else 0.0
+    b = min(max(found, 0.0), mean_y / mean_x)
+    return mean_y - b * mean_x, b
 
 
 def slope(row: Row, latency: float) -> float:

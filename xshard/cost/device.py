@@ -89,7 +89,9 @@ class Device:
     def sharing(self, devices: int, cores: int) -> Device:
         """This per-core device as one of `devices` that share a machine of `cores` cores."""
         part = cores / devices
-        scale = {"s_per_byte": 1 / part, "s_per_byte_cached": 1 / part, "cached_bytes": 1 / devices}
+        slower = ("latency_s", "s_per_byte", "s_per_byte_cached")
+        scale: dict[str, float] = dict.fromkeys(slower, 1 / part)
+        scale["cached_bytes"] = 1 / devices
         costs = {
             kind: {name: figure * scale.get(name, 1.0) for name, figure in cost.items()}
             for kind, cost in self.collective_costs.items()

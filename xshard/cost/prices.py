@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from functools import cache
 
 import numpy as np
@@ -45,9 +46,12 @@ class ClusterPrices:
         self.resharder = Resharder(self.collectives)
         self._tables: dict[tuple[tuple[int, ...], float], tuple[Ints, Ints]] = {}
         self._specs = cache(lambda shape: specs_of(shape, mesh))
+        self._readers = Counter(v for op in graph.ops for v in set(op.inputs) if v is not None)
 
     def op_ns(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> int:
         """Nanoseconds of one run of an op under a strategy, collectives apart."""
+        if op.prim == "transpose":
+            return self._transpose_ns(graph, op, strategy)
         if rule.kind in ("port", "pin") or op.prim in ALIASES:
             return 0
         ins = [None if v is None else graph.values[v] for v in op.inputs]
@@ -89,6 +93,14 @@ class ClusterPrices:
         )
         dtype = _dtype(ins, [])
         return round(nbytes / bandwidth(device, "transpose", dtype) * 1e9)
+
+    def _transpose_ns(self, graph: Graph, op: Op, strategy: Strategy) -> int:
+        """Free where layouts are; else each reader goes over the array across its rows."""
+        device, value = self.cluster.device, graph.values[op.outputs[0]]
+        if not device.copies_operands or _keeps_rows(op, value):
+            return 0
+        nbytes = 2 * self._local(value, strategy.results[0]) * self._readers.get(value.id, 1)
+        return round(nbytes / bandwidth(device, "transpose", value.dtype) * 1e9)
 
     def reshard_ns(self, shape: tuple[int, ...], itemsize: float) -> Ints:
         """From every to every of `specs_of(shape)`, by way of a third where that is cheaper."""
@@ -210,14 +222,21 @@ def _misplaced(rule: Rule) -> tuple[bool, bool]:
     """Whether the left and the right operand of a matmul are out of order.
 
     Batch factors come first. The left operand's free factors come before the summed ones; the right
-    operand may have either order, since a kernel reads both.
+    operand's behind them, unless it is a matrix, which kernels read in both orders.
     """
     left, right = ([f for dim in g or () for f in dim] for g in rule.operands[:2])
     out = _factors(rule.results[0])
     batch = {f for f in left if f in right and f in out}
+    matrix = len(right) - len(batch) <= 2
     place = [0 if f in batch else 2 if f in rule.reduced else 1 for f in left]
-    batch_last = [f not in batch for f in right]
-    return place != sorted(place), batch_last != sorted(batch_last)
+    other = [0 if f in batch else 1 if f in rule.reduced or matrix else 2 for f in right]
+    return place != sorted(place), other != sorted(other)
+
+
+def _keeps_rows(op: Op, value: Value) -> bool:
+    """Whether a transpose leaves the innermost dimension that has several elements where it is."""
+    order = [d for d, n in zip(op.params["permutation"], value.shape, strict=True) if n > 1]
+    return not order or order[-1] == max(order)
 
 
 def _factors(dims: tuple[tuple[str, ...], ...] | None) -> set[str]:
