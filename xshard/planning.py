@@ -138,7 +138,7 @@ def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:
             found.append((answer.objective, i, answer))
             bounds.append(answer.bound)
     if not found:
-        limited(min(failures, key=lambda f: f[0])[1])  # raises, with the diagnosis
+        limited(min(failures, key=lambda f: f[0])[1], len(models))  # raises, with the diagnosis
         raise InfeasibleError(_CONTRADICTION)
     objective, i, solution = min(found, key=lambda f: f[:2])
     return free[i][1], replace(solution, bound=min(objective, *bounds))
@@ -168,8 +168,11 @@ def _within_limit(m: Modelled, free: Solution) -> Solution | Infeasible:
     return _search(m, limit, diagnose=False)
 
 
-def limited(modelled: Modelled) -> Solution:
+def limited(modelled: Modelled, meshes: int = 1) -> Solution:
     """The best choices under the request's memory limit.
+
+    Args:
+      meshes: how many were tried, of which this one came nearest.
 
     Raises:
       InfeasibleError: with the smallest limit that is feasible.
@@ -177,7 +180,7 @@ def limited(modelled: Modelled) -> Solution:
     limit = modelled.prepared.request.memory_limit
     answer = _search(modelled, limit, diagnose=True)
     if isinstance(answer, Infeasible):
-        raise _infeasible(modelled, answer, limit)
+        raise _infeasible(modelled, answer, limit, meshes)
     return answer
 
 
@@ -220,29 +223,36 @@ def model(prepared: Prepared) -> Modelled:
 
 
 def _search(modelled: Modelled, limit: int | None, *, diagnose: bool) -> Solution | Infeasible:
-    """Solves, and again with more rows where the answer exceeds the limit at another moment."""
+    """Solves, and again with more rows where the answer exceeds its limit at another moment.
+
+    The limit of an answer that nothing fits is the smallest one that it found.
+    """
     d, timeline = modelled.draft, modelled.timeline
     time_limit_s = modelled.prepared.request.time_limit_s
     rows = first_rows(d, timeline) if limit is not None else ()
     hint: tuple[int, ...] | None = None
+    answer: Solution | Infeasible = Infeasible(None)
     for _ in range(MOST_ROUNDS):
         answer = solve(
             modelled.problem(limit, rows), time_limit_s=time_limit_s, hint=hint,
             enough_gap=ENOUGH_GAP, diagnose=diagnose,
         )  # fmt: skip
-        if isinstance(answer, Infeasible) or limit is None:
+        most = limit if isinstance(answer, Solution) else answer.smallest_limit
+        told = isinstance(answer, Infeasible) and not diagnose
+        if told or most is None or answer.choices is None or limit is None:
             return answer
-        more = violated(d, timeline, answer.choices, limit)
+        more = violated(d, timeline, answer.choices, most)
         if not more:
             return answer
         rows, hint = (*rows, *more), answer.choices
-    raise InfeasibleError(
-        f"no plan was found under {size(limit or 0)} per device within {MOST_ROUNDS} rounds; "
-        "raise memory_limit by a few percent."
-    )
+    if isinstance(answer, Solution):
+        answer = Infeasible(int(timeline.curve(d, answer.choices).max()), answer.choices)
+    return replace(answer, proven=False)
 
 
-def _infeasible(modelled: Modelled, answer: Infeasible, limit: int | None) -> InfeasibleError:
+def _infeasible(
+    modelled: Modelled, answer: Infeasible, limit: int | None, meshes: int
+) -> InfeasibleError:
     if answer.smallest_limit is None or answer.choices is None or limit is None:
         return InfeasibleError(_CONTRADICTION)
     curve = modelled.timeline.curve(modelled.draft, answer.choices)
@@ -253,6 +263,8 @@ def _infeasible(modelled: Modelled, answer: Infeasible, limit: int | None) -> In
         for t in peak_tensors(modelled.draft, modelled.timeline, answer.choices)[:5]
     ]
     about = "" if answer.proven else " (about: the search for it was cut short)"
+    if meshes > 1:
+        about += f" with the mesh {modelled.draft.mesh}, which came nearest of {meshes}"
     return InfeasibleError(
         f"no plan fits {size(limit)} per device; the smallest limit that works is {smallest} bytes "
         f"({size(smallest)}){about}. Largest live tensors at its peak:\n" + "\n".join(lines),

@@ -187,7 +187,7 @@ def alternatives(
     """For `Plan.explain`: the best plan under each other spec of one value, solved anew."""
     names = dict(zip(traced.in_paths, d.graph.inputs, strict=True))
     names |= {
-        f"result{p}": v
+        f"result{p}": d.tied.get(v, v)
         for p, v in zip(traced.out_paths, d.graph.outputs, strict=True)
         if v is not None
     }

@@ -13,6 +13,7 @@ can go.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xshard.solve.classes import Classes, joint, slices
-from xshard.solve.eliminate import Eliminate
+from xshard.solve.eliminate import MOST_ENTRIES, Eliminate
 from xshard.solve.problem import FORBIDDEN, Edge, Ints, Problem
 
 Index = NDArray[np.intp]
@@ -47,6 +48,11 @@ class Step:
     starts: Index
     inputs: tuple[Input, ...]
 
+    @property
+    def entries(self) -> int:
+        """Of the table whose minimum over the node's own axis is taken."""
+        return math.prod(int(labels.max()) + 1 for labels in self.labels) * len(self.starts)
+
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
@@ -58,7 +64,11 @@ class Sweep:
 
     @staticmethod
     def of(problem: Problem) -> Sweep | None:
-        """Compiles for `problem`; None if its nodes can not all be eliminated."""
+        """Compiles for `problem`; None if its nodes can not all be eliminated.
+
+        Here tables are as wide as any prices may make them, so what `Eliminate` can do for the
+        costs as they are may still be too wide.
+        """
         bare = tuple(replace(n, usage=np.zeros_like(n.usage)) for n in problem.nodes)
         apart = tuple(Edge(e.a, e.b, _telling(e)) for e in problem.edges)
         found = Eliminate.find(Problem(bare, apart))
@@ -67,7 +77,12 @@ class Sweep:
         rows = tuple(_edge_classes(e, 0) for e in problem.edges)
         columns = tuple(_edge_classes(e, 1) for e in problem.edges)
         compiler = _Compiler(problem, rows, columns)
-        return Sweep(tuple(compiler.step(s.node) for s in found.steps), rows, columns)
+        steps: list[Step] = []
+        for s in found.steps:
+            steps.append(compiler.step(s.node))
+            if steps[-1].entries > MOST_ENTRIES:
+                return None
+        return Sweep(tuple(steps), rows, columns)
 
     def edge_tables(self, edges: Sequence[Ints]) -> list[Ints]:
         """Dense edge matrices over the classes of this sweep."""
