@@ -10,7 +10,9 @@ import pytest
 from tests.solve.problems import brute_force, random_problem
 from xshard.solve.check import objective_of
 from xshard.solve.diffuse import MARGIN, Diffusion
-from xshard.solve.problem import FORBIDDEN, Edge, Node, Problem
+from xshard.solve.price import engine_of
+from xshard.solve.problem import FORBIDDEN, Edge, Infeasible, Node, Problem
+from xshard.solve.search import solve
 
 SEEDS = range(60)
 
@@ -147,3 +149,18 @@ def test_same_answer_every_time():
     bounds = [Diffusion.of(problem).bounds(*parts(problem)) for _ in range(2)]
     assert answers[0] == answers[1]
     assert all((a == b).all() for a, b in zip(*bounds, strict=True))
+
+
+def test_what_any_prices_make_too_wide_is_diffused(monkeypatch):
+    monkeypatch.setattr("xshard.solve.sweep.MOST_ENTRIES", 3)
+    engines = []
+    for seed in range(20):
+        problem = random_problem(seed, forbidden=0)
+        engines.append(type(engine_of(problem)))
+        best, peak = brute_force(problem)
+        answer = solve(problem)
+        if isinstance(answer, Infeasible):
+            assert best is None and answer.smallest_limit == peak, seed
+        else:
+            assert answer.objective == best, seed
+    assert Diffusion in engines
