@@ -19,7 +19,7 @@ X = np.arange(64, dtype=np.float32).reshape(8, 8) / 64
 Meshes = Callable[..., jax.sharding.Mesh]
 
 
-def sharded(fun: Callable[..., Any], mesh: Meshes, **options: Any) -> xshard.ShardedStep:
+def sharded(fun: Callable[..., Any], mesh: Meshes, **options: Any) -> Any:
     return xshard.auto_shard(fun, mesh(2, 4), time_limit=5, **options)
 
 

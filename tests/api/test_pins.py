@@ -66,7 +66,7 @@ def test_one_result_of_many_alike(k: int, mesh: Meshes) -> None:
             found.append(x)
         return found
 
-    specs = [None] * 6
+    specs: list[P | None] = [None] * 6
     specs[k] = P("y", "x")
     step = assert_same(layers, (X,), mesh(2, 4), out_specs=specs)
     assert step(X)[k].sharding.spec == P("y", "x")

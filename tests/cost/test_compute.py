@@ -1,5 +1,7 @@
 """The roofline of single ops."""
 
+from typing import Any
+
 import pytest
 
 from xshard.cost.cluster import Cluster
@@ -32,7 +34,7 @@ def test_a_memory_bound_op_is_bound_by_bandwidth():
 def test_efficiency_grows_with_every_side():
     sizes = [64, 128, 512, 2048, 8192]
     for side in range(4):
-        dims = [tuple(s if i == side else 512 for i in range(4)) for s in sizes]
+        dims: list[Any] = [tuple(s if i == side else 512 for i in range(4)) for s in sizes]
         efficiencies = [matmul_efficiency(V100.matmul, d) for d in dims]
         assert efficiencies == sorted(efficiencies)
         assert 0 < efficiencies[0] < efficiencies[-1] < V100.matmul.max_efficiency

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,9 +42,9 @@ def main(index: int, count: int, port: int, case: str) -> None:
 
 def _train(index: int, case: str) -> None:
     steps = make_train_step(CONFIG)
-    train = steps.train
+    train: Callable[..., Any] = steps.train
     if case == "another function" and index == 1:
-        train = lambda state, batch: steps.train(state, {**batch, "inputs": batch["targets"]})  # noqa: E731
+        train = lambda state, batch: steps.train(state, batch | {"inputs": batch["targets"]})  # noqa: E731
     mesh = jax.make_mesh((2, len(jax.devices()) // 2), ("data", "model"))
     if case == "infeasible":
         product = xshard.auto_shard(lambda x: x @ x, mesh, memory_limit=1000, time_limit=5)

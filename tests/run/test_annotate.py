@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from xshard._jax import auto_mesh
 from xshard.errors import PinError
 from xshard.ir.trace import Traced, trace
-from xshard.run.annotate import Constraints, annotate
+from xshard.run.annotate import Constraints, Key, annotate
 
 P = PartitionSpec
 W = jnp.linspace(-1.0, 1.0, 64).reshape(8, 8)
@@ -118,7 +118,7 @@ each_program = pytest.mark.parametrize("program", PROGRAMS, ids=lambda f: f.__na
 
 
 def plain(leaf: Any) -> np.ndarray:
-    is_key = jax.dtypes.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
+    is_key = jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
@@ -154,26 +154,28 @@ def random_constraints(traced: Traced, mesh: Mesh, seed: int, share: float = 0.6
     """Constrains a part of all results and operands, with barriers and shared copies."""
     rng = random.Random(seed)
     g = traced.graph
-    told = Constraints(mesh, {}, {}, {}, frozenset())
+    by_result: dict[Key, tuple[PartitionSpec, ...]] = {}
+    by_operand: dict[Key, tuple[PartitionSpec, ...]] = {}
+    shared: dict[Key, Key] = {}
     first: dict[int, Any] = {}
     barriers = set()
     for op in g.ops:
         for r, v in enumerate(op.outputs):
             if rng.random() < share:
-                told.results[op.address, r] = (random_spec(rng, g.values[v].shape, mesh),)
+                by_result[op.address, r] = (random_spec(rng, g.values[v].shape, mesh),)
         for k, v in enumerate(op.inputs):
             if v is None or rng.random() > share / 2:
                 continue
-            told.operands[op.address, k] = tuple(
+            by_operand[op.address, k] = tuple(
                 random_spec(rng, g.values[v].shape, mesh) for _ in range(rng.choice((1, 1, 2)))
             )
             if v in first and rng.random() < 0.5:
-                told.shared[op.address, k] = first[v]
-                told.operands[op.address, k] = told.operands[first[v]]
+                shared[op.address, k] = first[v]
+                by_operand[op.address, k] = by_operand[first[v]]
             elif rng.random() < 0.3:
                 barriers.add((op.address, k))
             first.setdefault(v, (op.address, k))
-    return Constraints(mesh, told.results, told.operands, told.shared, frozenset(barriers))
+    return Constraints(mesh, by_result, by_operand, shared, frozenset(barriers))
 
 
 @each_program
@@ -253,6 +255,7 @@ def test_constraints_reach_xla(mesh: Any) -> None:
     traced = trace(scanned, (W, X))
     told = Constraints(mesh(2, 4), {key_of(traced, "tanh"): (P("x", "y"),)})
     text = jax.jit(annotate(traced, told)).lower(W, X).compile().as_text()
+    assert text is not None
     assert "f32[8,2]" in text
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.solve.problems import brute_force, dense_problem, fits, random_problem, training_step
+from xshard.solve import search
 from xshard.solve.check import Violation, check, evaluate
 from xshard.solve.problem import FORBIDDEN, Infeasible, Solution
-from xshard.solve.search import solve
 
+solve: Any = search.solve
 KINDS = [{"rows": False}, {}, {"forbidden": 0}, {"forbidden": 0.4}]
 
 
