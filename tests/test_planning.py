@@ -42,8 +42,16 @@ print(both(), end="")
 
 
 def both() -> str:
-    """A plan that is proven without a limit, and one that takes all of the search."""
-    return plan(mesh=(2, 2)).to_json() + plan(mesh=(4,), memory_limit=30_000_000).to_json()
+    """A plan that is proven at once, one that takes all of the search, one with sets of names."""
+    plans = plan(mesh=(2, 2)), plan(mesh=(4,), memory_limit=27_000_000), named_sets()
+    return "".join(p.to_json() for p in plans)
+
+
+def named_sets() -> xshard.Plan:
+    """Of an op with a set of axis names among its parameters."""
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("red", "green", "blue"))
+    step = jax.shard_map(lambda x: x + 1, mesh=mesh, in_specs=jax.P(), out_specs=jax.P())
+    return xshard.plan(step, array(8, 8), cluster="v100-sxm2-32gb:4", mesh=(4,))
 
 
 def test_same_inputs_same_bytes_in_any_process() -> None:
@@ -56,7 +64,7 @@ def test_same_inputs_same_bytes_in_any_process() -> None:
     assert done.stdout == here
 
 
-@pytest.mark.parametrize("memory_limit", [None, 30_000_000])
+@pytest.mark.parametrize("memory_limit", [None, 27_000_000])
 def test_a_time_limit_of_almost_nothing(memory_limit: int | None) -> None:
     short = plan(mesh=(2, 2), memory_limit=memory_limit, time_limit=1e-6)
     long = plan(mesh=(2, 2), memory_limit=memory_limit)

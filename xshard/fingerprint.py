@@ -21,8 +21,17 @@ def fingerprint(graph: Graph, mesh: MeshShape, cluster: str, pins: Mapping[int, 
         key = signature(graph, op)
         if key not in names:
             names[key] = len(names)
-            digest.update(_ADDRESS.sub("", repr(key)).encode())
+            digest.update(_ADDRESS.sub("", _text(key)).encode())
         digest.update(repr((names[key], op.inputs, op.outputs)).encode())
     arrays = [(graph.values[v].shape, graph.values[v].dtype) for v in graph.inputs + graph.consts]
     digest.update(repr((arrays, graph.outputs, mesh, cluster, sorted(pins.items()))).encode())
     return digest.hexdigest()[:32]
+
+
+def _text(key: object) -> str:
+    """`repr`, but with the members of sets in order: a process lists them as it hashes them."""
+    if isinstance(key, tuple | list):
+        return f"({', '.join(map(_text, key))})"
+    if isinstance(key, set | frozenset):
+        return f"{{{', '.join(sorted(map(_text, key)))}}}"
+    return repr(key)
