@@ -33,7 +33,7 @@ NOISE = 1e-5
 """Arrays this much smaller than the largest of their tree may be nothing but rounding."""
 
 TIME_LIMIT_S = 2.0
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
+FAST_COMPILE: dict[str, Any] = {"xla_backend_optimization_level": 0}
 """Compiles in a third of the time, to code that runs a little slower."""
 
 

@@ -63,7 +63,7 @@ def test_state_is_split_as_the_limit_falls(mesh: Any) -> None:
         planned(mesh(8), 1000)
     smallest = caught.value.smallest_limit_bytes
     assert smallest is not None
-    held = [state_bytes(ample)]
+    plan, held = ample, [state_bytes(ample)]
     for limit in np.linspace(ample.peak_bytes, smallest, 4).astype(int).tolist():
         plan, memory = planned(mesh(8), limit)
         assert plan.peak_bytes <= limit
