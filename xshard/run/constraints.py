@@ -42,8 +42,9 @@ def constraints_of(
     barriers: set[Key] = set()
     first_use: dict[tuple[int, str, Spec], Key] = {}
     moved_in: dict[tuple[int, Spec], str] = {}
-    op_class, value_class = classes.op_class.tolist(), classes.value_class.tolist()
-    copies = {(vc, phase): spec for vc, phase, spec in plan.copies}
+    op_class: list[int] = classes.op_class.tolist()
+    value_class: list[int] = classes.value_class.tolist()
+    copies: dict[tuple[int, str], Spec] = {(vc, phase): s for vc, phase, s in plan.copies}
     inner = _inner_values(plan, graph, classes, rules)
     strategies = [_strategy(plan, graph, classes, c, rule) for c, rule in enumerate(rules)]
     for op in graph.ops:
