@@ -216,7 +216,7 @@ def model(prepared: Prepared) -> Modelled:
         r.pins, r.ties,
     )  # fmt: skip
     aliased = {result: arg for result, arg in r.ties.items() if arg in r.donated}
-    live = liveness(graph, prepared.storage, r.donated, aliased)
+    live = liveness(graph, prepared.storage, aliased)
     buffers = 1 if r.cluster.device.fused_reduce_scatter else 2
     timeline = add_memory(d, prepared.storage, live, SMALLEST_COPY_BYTES, buffers)
     return Modelled(prepared, d, timeline)

@@ -60,14 +60,18 @@ def storage(graph: Graph, rules: list[Rule]) -> Storage:
 
 
 def _buffers(graph: Graph) -> list[int]:
+    """Views are their operand's buffer; but each result of the step is a buffer of its own."""
     buffer = list(range(len(graph.values)))
+    taken = {*graph.inputs, *graph.consts}
+    results = set(graph.outputs)
     for op in graph.ops:
-        if op.prim not in ALIASES:
-            continue
         for k, out in enumerate(op.outputs):
-            source = op.inputs[k] if k < len(op.inputs) else None
+            source = op.inputs[k] if op.prim in ALIASES and k < len(op.inputs) else None
             if source is not None and graph.values[source].size == graph.values[out].size:
                 buffer[out] = buffer[source]
+            if out in results:
+                buffer[out] = out if buffer[out] in taken else buffer[out]
+                taken.add(buffer[out])
     return buffer
 
 

@@ -1,8 +1,9 @@
 """What is in memory when: live intervals of stored values over the program's order.
 
 Time is the op index. A stored value lives from its producer to its last reader; a loop's operands
-live until the loop ends and its stacked results from where it begins; arguments that are not
-donated, and results, live for the whole step.
+live until the loop ends and its stacked results from where it begins. Arguments and results live
+for the whole step: XLA lets nothing else use their memory, but for a result in the place of a
+donated argument.
 """
 
 from __future__ import annotations
@@ -27,13 +28,10 @@ class Liveness:
     num_times: int
 
 
-def liveness(
-    graph: Graph, storage: Storage, donated: frozenset[int], aliased: dict[int, int]
-) -> Liveness:
+def liveness(graph: Graph, storage: Storage, aliased: dict[int, int]) -> Liveness:
     """Live intervals of all values.
 
     Args:
-      donated: input values whose buffers the step may reuse.
       aliased: result value -> donated input value whose buffer it takes over.
     """
     end = len(graph.ops)
@@ -41,15 +39,15 @@ def liveness(
     last = np.full(len(graph.values), -2, dtype=np.int64)
     loop_end = _loop_ends(graph)
     for v in (*graph.inputs, *graph.consts):
-        first[v], last[v] = 0, 0 if v in donated else end
+        first[v], last[v] = 0, end
     for v in graph.outputs:
         if v is not None:
-            last[storage.buffer[v]] = end
+            first[storage.buffer[v]], last[storage.buffer[v]] = 0, end
     for op in graph.ops:
         _write(op, storage, first, last, loop_end)
     for op in reversed(graph.ops):
         _read(op, storage, last, loop_end)
-    _alias(storage, aliased, first, last, end)
+    _alias(storage, aliased, first, last)
     gone = ~np.array(storage.stored, dtype=bool)
     first[gone], last[gone] = -1, -2
     return Liveness(first, last, end + 1)
@@ -64,7 +62,7 @@ def _write(
 ) -> None:
     start = op.id
     if op.prim == "scan_y":
-        start = loop_end.get(op.address, (op.id, op.id))[0]
+        start = loop_end[op.address[:-1]][0]
     for v in op.outputs:
         b = storage.buffer[v]
         first[b] = start if first[b] < 0 else min(first[b], start)
@@ -83,7 +81,7 @@ def _read(
     """
     stop = op.id
     if op.prim in _LOOP_OPERANDS:
-        stop = loop_end.get(op.address, (op.id, op.id))[1]
+        stop = loop_end[op.address[:-2]][1]
     fused = [int(last[storage.buffer[v]]) for v in op.outputs if not storage.is_stored(v)]
     stop = max([stop, *fused])
     for v in op.inputs:
@@ -108,11 +106,9 @@ def _alias(
     aliased: dict[int, int],
     first: NDArray[np.int64],
     last: NDArray[np.int64],
-    end: int,
 ) -> None:
     """A result written into a donated argument takes no memory of its own."""
     for result, argument in aliased.items():
         b = storage.buffer[result]
         if b != argument and first[b] >= 0 and b not in aliased.values():
             first[b], last[b] = -1, -2
-        last[argument] = end
