@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -144,8 +144,3 @@ def _stated(
 
 def _is_spec(x: Any) -> bool:
     return x is None or isinstance(x, PartitionSpec)
-
-
-def by_input(pins: Mapping[int, Pin], graph: Graph) -> dict[int, Pin]:
-    """The pins of graph inputs."""
-    return {v: pins[v] for v in graph.inputs if v in pins}

@@ -18,7 +18,6 @@ r"""The CP-SAT model of a problem. Variables are Booleans; every line names its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 
@@ -85,12 +84,6 @@ class Model:
             choices = tuple(line.index(True) for line in values)
         bound = int(np.ceil(solver.best_objective_bound - 1e-6))
         return Outcome(choices, self.constant + self.scale * bound, infeasible, optimal)
-
-    def hint(self, choices: Sequence[int]) -> None:
-        """Starts the search from `choices`."""
-        for picks, choice in zip(self.variables.picks, choices, strict=True):
-            for c, literal in enumerate(picks):
-                self.variables.cp.add_hint(literal, c == choice)
 
 
 def minimise_cost(problem: Problem, *, below: int | None = None) -> Model:
