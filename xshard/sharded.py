@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
-from xshard._jax import has_explicit_axes
+from xshard._jax import has_explicit_axes, typeof
 from xshard.errors import PlanError, TraceError
 from xshard.plan.plan import Plan
 from xshard.run.call import Arguments, Call, how_many, name_of
@@ -174,14 +174,12 @@ def _all_same(a: Any, b: Any) -> bool:
 
 def _abstract(arg: Any) -> Any:
     """Shapes only, so that arrays that lie elsewhere can be lowered too."""
-    return jax.tree.map(
-        lambda x: (
-            jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
-            if hasattr(x, "shape")
-            else x
-        ),
-        arg,
-    )
+    return jax.tree.map(lambda x: _shape_of(x) if hasattr(x, "shape") else x, arg)
+
+
+def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    aval = typeof(x)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 
 
 def _put(x: Any, sharding: jax.sharding.NamedSharding) -> Any:
