@@ -45,6 +45,7 @@ def table(rows: dict[str, Any]) -> dict[str, Any]:
         "matmul": matmul_curve(rows["matmul"]) | {"source": source},
         "collectives": "shared-memory",
         "fused_reduce_scatter": False,
+        "random_words": 2,
         "copies_operands": True,
         "collective_costs": {k: collective(rows, k) for k in sorted(kinds_of(rows))}
         | {"source": source},

@@ -60,13 +60,6 @@ class Point:
                 ms(self.predicted_s), ms(self.measured_s))  # fmt: skip
 
 
-def compiled_bytes(compiled: Any) -> int:
-    """What one device needs at most for the compiled step, as XLA allocates it."""
-    m = compiled.memory_analysis()
-    held = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-    return held + m.temp_size_in_bytes
-
-
 def sharded_share(plan: Plan) -> float:
     """The part of the parameters' and moments' bytes that a device does not hold."""
     state = [a for a in plan.arguments if "params" in a.path or "adam" in a.path]
@@ -102,6 +95,7 @@ def planned(config: GPT3Config, mesh: Mesh, limit: int | None, time_limit: float
 
     import xshard
     from models.gpt3.step import make_train_step
+    from xshard.run.fit import compiled_bytes
 
     fns, batch = make_train_step(config), some_batch(config)
     step = xshard.auto_shard(

@@ -22,6 +22,7 @@ from xshard.plan.refuse import check_fits
 from xshard.planning import Prepared, Request, make_plan, prepare_all
 from xshard.run.call import Arguments, Call, name_of
 from xshard.run.constraints import constraints_of
+from xshard.run.fit import within_limit
 from xshard.run.hosts import agree, confirm
 from xshard.run.step import Runnable, runnable
 from xshard.sharded import ShardedStep
@@ -47,7 +48,8 @@ def auto_shard(
       fun: any JAX function, for instance `train_step(state, batch) -> (state, metrics)`.
       mesh: its axes are used as they are (Auto or Explicit). A number of devices: xshard chooses
         the mesh's shape over the first so many; None: over all devices.
-      memory_limit: bytes per device, or text such as "30GB"; by default what the devices have.
+      memory_limit: bytes per device, or text such as "30GB"; by default what the devices have. The
+        compiled program keeps it: where the prediction comes near, XLA's count is looked at.
       in_specs, out_specs: pytree prefixes of the arguments (static ones left out) and of the
         result with PartitionSpecs that are kept; None where xshard is free.
       donate_argnums, static_argnums: as in `jax.jit`.
@@ -76,21 +78,30 @@ def auto_shard(
             for s in shapes
         ])  # fmt: skip
         same = tuple(p.fingerprint for p in tried)  # weak types make no other plan
-        chosen = given or agree(lambda: found.get(same) or make_plan(tried))
-        prepared = _for_mesh(tried, chosen)
-        _check(chosen, prepared, given=given is not None)
-        found[same] = chosen
-        where = _laid_out(mesh, devices, chosen)
-        return runnable(
-            chosen, traced,
-            constraints_of(chosen, traced.graph, prepared.classes, prepared.rules,
-                           auto_mesh(where), prepared.prices.path),
-            where, call,
-            name=name_of(fun),
-            const_specs=[
-                chosen.values[int(prepared.classes.value_class[v])] for v in traced.graph.consts
-            ],
-        )  # fmt: skip
+
+        def under(bound: int | None) -> Runnable:
+            bounded = [replace(p, request=replace(p.request, memory_limit=bound)) for p in tried]
+            chosen = given or agree(lambda: found.get(same) or make_plan(bounded))
+            prepared = _for_mesh(tried, chosen)
+            _check(chosen, prepared, given=given is not None)
+            where = _laid_out(mesh, devices, chosen)
+            classes = prepared.classes.value_class
+            return runnable(
+                chosen if given else replace(chosen, memory_limit=limit), traced,
+                constraints_of(chosen, traced.graph, prepared.classes, prepared.rules,
+                               auto_mesh(where), prepared.prices.path),
+                where, call,
+                name=name_of(fun),
+                const_specs=[chosen.values[int(classes[v])] for v in traced.graph.consts],
+                compiler_options=_compiler_options(devices, limit),
+            )  # fmt: skip
+
+        if limit is None or given is not None or same in found:
+            made = under(limit)
+        else:
+            made = within_limit(under, call, limit, time_limit)
+        found[same] = made.plan
+        return made
 
     return ShardedStep(fun, arguments, make)
 
@@ -261,6 +272,13 @@ def _device_limit(devices: Any) -> int | None:
     mine = [d for d in devices.flat if d.process_index == jax.process_index()]
     stats = mine[0].memory_stats() if mine and mine[0].platform != "cpu" else None
     return stats.get("bytes_limit") if stats else None
+
+
+def _compiler_options(devices: Any, limit: int | None) -> dict[str, Any] | None:
+    """Under a limit, XLA orders ops for memory; elsewhere than on CPU it does so anyway."""
+    if limit is None or devices.flat[0].platform != "cpu":
+        return None
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:

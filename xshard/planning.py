@@ -217,8 +217,8 @@ def model(prepared: Prepared) -> Modelled:
     )  # fmt: skip
     aliased = {result: arg for result, arg in r.ties.items() if arg in r.donated}
     live = liveness(graph, prepared.storage, aliased)
-    buffers = 1 if r.cluster.device.fused_reduce_scatter else 2
-    timeline = add_memory(d, prepared.storage, live, SMALLEST_COPY_BYTES, buffers)
+    device = r.cluster.device
+    timeline = add_memory(d, prepared.storage, live, SMALLEST_COPY_BYTES, device)
     return Modelled(prepared, d, timeline)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
-from xshard._jax import has_explicit_axes, typeof
+from xshard._jax import has_explicit_axes
 from xshard.errors import PlanError, TraceError
 from xshard.plan.plan import Plan
 from xshard.run.call import Arguments, Call, how_many, name_of
@@ -78,7 +78,7 @@ class ShardedStep:
         """As `jax.jit(fun).lower`: arguments may be arrays or `jax.ShapeDtypeStruct`s."""
         call = self._arguments.call(args, kwargs)
         current = self._runnable(call)
-        lowered = current.jitted.lower(*current.lead, *call.map(_abstract))  # type: ignore[attr-defined]
+        lowered = current.lower(call)
         if not kwargs and not current.lead:
             return lowered
         row = functools.partial(self._arguments.again, call)
@@ -170,16 +170,6 @@ class _AsCalled:
 
 def _all_same(a: Any, b: Any) -> bool:
     return all(x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
-def _abstract(arg: Any) -> Any:
-    """Shapes only, so that arrays that lie elsewhere can be lowered too."""
-    return jax.tree.map(lambda x: _shape_of(x) if hasattr(x, "shape") else x, arg)
-
-
-def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
-    aval = typeof(x)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 
 
 def _put(x: Any, sharding: jax.sharding.NamedSharding) -> Any:

@@ -14,8 +14,6 @@ import xshard
 from tests.api.oracles import FAST_COMPILE
 
 WIDTH, BATCH = 128, 4096
-OVERSHOOT = 1.12
-"""XLA on CPU delays some gradients past where the plan has them, so two more buffers live."""
 ADAM = optax.adam(1e-3)
 
 
@@ -67,7 +65,7 @@ def test_state_is_split_as_the_limit_falls(mesh: Any) -> None:
     for limit in np.linspace(ample.peak_bytes, smallest, 4).astype(int).tolist():
         plan, memory = planned(mesh(8), limit)
         assert plan.peak_bytes <= limit
-        assert allocated(memory) <= OVERSHOOT * limit
+        assert allocated(memory) <= limit
         held.append(state_bytes(plan))
     assert held == sorted(held, reverse=True)
     assert any(a.spec == ((), ()) for a in ample.arguments), "ample memory holds whole parameters"

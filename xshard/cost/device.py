@@ -56,6 +56,8 @@ class Device:
       matmul: achieved fraction of the peak by local size.
       collectives: "ring" (links between devices) or "shared-memory" (virtual CPU devices).
       fused_reduce_scatter: False where a reduce-scatter runs as all-reduce and slice (CPU).
+      random_words: the 32-bit words in memory of each random number of threefry: 2 where XLA leaves
+        it to the readers to combine them.
       copies_operands: True where a matmul finds its operands in one order of dimensions only
         (batch, free, summed), and others are transposed in memory first, as XLA does on CPU.
       kind_efficiency: memory efficiency of op kinds that reach less, by kind ("gather", ...).
@@ -75,6 +77,7 @@ class Device:
     matmul: MatmulCurve
     collectives: str = "ring"
     fused_reduce_scatter: bool = True
+    random_words: int = 1
     copies_operands: bool = False
     kind_efficiency: Mapping[str, float] = field(default_factory=dict, hash=False)
     dtype_efficiency: Mapping[str, float] = field(default_factory=dict, hash=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from xshard.errors import PlanError, XshardError
+from xshard import errors
+from xshard.errors import InfeasibleError, PlanError, XshardError
 from xshard.plan.plan import Plan
 
 _FAILED = b"!"
@@ -30,13 +32,34 @@ def agree(make: Callable[[], Plan]) -> Plan:
             plan = make()
             message = plan.to_json().encode()
         except Exception as failure:  # the others wait: they must hear of any failure
-            error, message = failure, _FAILED + str(failure).encode()
+            error, message = failure, _FAILED + _told(failure)
     message = _broadcast(message)
     if error is not None:
         raise error
     if message.startswith(_FAILED):
-        raise XshardError(message[1:].decode())
+        raise _heard(message[1:])
     return plan or Plan.from_json(message.decode())
+
+
+def agree_bytes(count: int) -> int:
+    """The number of process 0, in every process."""
+    if jax.process_count() == 1:
+        return count
+    return int(_broadcast(str(count).encode()))
+
+
+def _told(failure: Exception) -> bytes:
+    smallest = getattr(failure, "smallest_limit_bytes", None)
+    return json.dumps([type(failure).__name__, str(failure), smallest]).encode()
+
+
+def _heard(message: bytes) -> XshardError:
+    """The error that another process told of, of the same type if it is one of ours."""
+    name, text, smallest = json.loads(message)
+    if name == InfeasibleError.__name__:
+        return InfeasibleError(text, smallest)
+    kind = getattr(errors, name, XshardError)
+    return kind(text)
 
 
 def confirm(plan: Plan, fingerprint: str) -> None:

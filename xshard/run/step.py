@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
+from xshard._jax import typeof
 from xshard.ir.trace import Traced
 from xshard.plan.plan import Plan
 from xshard.run.annotate import Constraints, annotate
@@ -46,6 +47,10 @@ class Runnable:
         """Runs the step."""
         return self.jitted(*self.lead, *row)
 
+    def lower(self, call: Call) -> jax.stages.Lowered:
+        """The lowered program, for the shapes of a call's arguments wherever they lie."""
+        return self.jitted.lower(*self.lead, *call.map(_abstract))  # type: ignore[attr-defined]
+
 
 def runnable(
     plan: Plan,
@@ -56,6 +61,7 @@ def runnable(
     *,
     name: str,
     const_specs: Sequence[Any],
+    compiler_options: dict[str, Any] | None = None,
 ) -> Runnable:
     """Builds the jit of a plan.
 
@@ -64,6 +70,7 @@ def runnable(
       call: what was traced.
       name: of the function, for profiles.
       const_specs: the planned spec of each of `traced.consts`.
+      compiler_options: as of `jax.jit`.
     """
     large, small, place = _split_consts(traced, mesh, const_specs)
     in_shardings = jax.tree.unflatten(
@@ -91,6 +98,7 @@ def runnable(
         out_shardings=jax.tree.unflatten(traced.out_tree, out_leaves),
         static_argnums=tuple(i + len(lead) for i in sorted(call.static)),
         donate_argnums=tuple(i + len(lead) for i in sorted(call.donated)),
+        compiler_options=compiler_options,
     )
     out_shardings = jax.tree.unflatten(traced.out_tree, out_leaves)
     return Runnable(plan, traced, jitted, in_shardings, out_shardings, lead)
@@ -108,6 +116,16 @@ def _in_auto_mode(
         return run
     in_auto_mode: Any = jax.sharding.auto_axes(run, out_sharding=out_shardings)
     return in_auto_mode
+
+
+def _abstract(arg: Any) -> Any:
+    """Shapes only, so that arrays that lie elsewhere can be lowered too."""
+    return jax.tree.map(lambda x: _shape_of(x) if hasattr(x, "shape") else x, arg)
+
+
+def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    aval = typeof(x)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 
 
 def _type(aval: Any) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from xshard.cost.device import Device
 from xshard.cost.fusion import Storage
 from xshard.cost.liveness import Liveness
 from xshard.solve.build import Draft
@@ -22,6 +23,9 @@ from xshard.solve.problem import Row
 from xshard.spec import Spec, num_shards
 
 Ints = NDArray[np.int64]
+
+_WORD_BYTES = 4
+"""Threefry makes words of 32 bits, whatever the width that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +78,41 @@ class Timeline:
 
 
 def add_memory(
-    d: Draft, storage: Storage, live: Liveness, smallest_bytes: int, scatter_buffers: int = 1
+    d: Draft, storage: Storage, live: Liveness, smallest_bytes: int, device: Device
 ) -> Timeline:
     """Gives edges the usage of the copies that they make, and lists all that lives when.
 
     Copies of arrays below `smallest_bytes` are left out (they are noise).
 
     Args:
-      scatter_buffers: whole operands that a reduce-scatter holds: 1, or 2 where it is run as an
-        all-reduce and a slice.
+      device: says whether a reduce-scatter holds one whole operand or, run as an all-reduce and a
+        slice, two; and how much of random numbers is kept.
     """
     nodes = _node_of_value(d, storage, live)
     here = np.flatnonzero((live.first >= 0) & (nodes >= 0))
     kept = [
-        (int(nodes[v]), int(live.first[v]), int(live.last[v]), _weight(d, v), v)
+        (int(nodes[v]), int(live.first[v]), int(live.last[v]), _weight(d, v, device), v)
         for v in here.tolist()
     ]
     kept += _copies(d, _add_copy_usage(d, smallest_bytes))
-    kept += _unfinished(d, _add_sum_usage(d, smallest_bytes, scatter_buffers))
+    kept += _unfinished(
+        d, _add_sum_usage(d, smallest_bytes, 1 if device.fused_reduce_scatter else 2)
+    )
     columns = np.array(kept, dtype=np.int64).reshape(-1, 5).T
     return Timeline(*columns, num_times=live.num_times)
 
 
-def _weight(d: Draft, v: int) -> int:
+def _weight(d: Draft, v: int, device: Device) -> int:
     value = d.graph.values[v]
-    chained = value.producer >= 0 and d.chained[int(d.classes.op_class[value.producer])]
-    return math.ceil(value.itemsize) if chained else 1
+    if value.producer < 0:
+        return 1
+    op = d.graph.ops[value.producer]
+    chained = d.chained[int(d.classes.op_class[op.id])]
+    whole = math.ceil(value.itemsize)
+    kept = 1
+    if op.prim == "random_bits" and d.graph.values[op.inputs[0] or 0].dtype == "key<fry>":
+        kept = max(1, _WORD_BYTES * device.random_words // whole)
+    return kept * (whole if chained else 1)
 
 
 def _totals(owners: Ints, weights: Ints, here: NDArray[np.bool_]) -> tuple[Ints, Ints]:

@@ -1,0 +1,63 @@
+"""The compiled program keeps a memory limit: plans are tightened by what XLA allocates."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from xshard import InfeasibleError
+from xshard.run.fit import within_limit
+
+LIMIT = 1000
+
+
+class Compiler:
+    """Plans that use all of a limit, down to `least`; XLA needs `more` times as much."""
+
+    def __init__(self, more: float, least: int = 0) -> None:
+        self.more, self.least, self.targets = more, least, list[int]()
+
+    def __call__(self, target: int) -> Any:
+        self.targets.append(target)
+        if target < self.least:
+            raise InfeasibleError("no plan", self.least)
+        memory = SimpleNamespace(
+            argument_size_in_bytes=int(target * self.more), output_size_in_bytes=30,
+            alias_size_in_bytes=30, temp_size_in_bytes=0,
+        )  # fmt: skip
+        compiled = SimpleNamespace(memory_analysis=lambda: memory)
+        lowered = SimpleNamespace(compile=lambda: compiled)
+        return SimpleNamespace(
+            plan=SimpleNamespace(peak_bytes=target), lower=lambda _: lowered, target=target
+        )
+
+
+def fitted(make: Any, patience_s: float = 60.0) -> Any:
+    call: Any = None
+    return within_limit(make, call, LIMIT, patience_s)
+
+
+def test_a_plan_that_xla_keeps_is_taken() -> None:
+    make = Compiler(more=1.0)
+    assert fitted(make).target == LIMIT
+    assert make.targets == [LIMIT]
+
+
+def test_a_plan_that_xla_exceeds_is_tightened() -> None:
+    make = Compiler(more=1.25)
+    assert fitted(make).target == pytest.approx(LIMIT / 1.25, rel=0.02)
+
+
+def test_what_no_limit_allows_is_raised_as_it_is() -> None:
+    with pytest.raises(InfeasibleError, match="no plan") as caught:
+        fitted(Compiler(more=1.0, least=LIMIT + 1))
+    assert caught.value.smallest_limit_bytes == LIMIT + 1
+
+
+@pytest.mark.parametrize(("least", "patience_s"), [(900, 60.0), (0, -1.0)])
+def test_the_error_names_what_was_compiled(least: int, patience_s: float) -> None:
+    with pytest.raises(InfeasibleError, match=r"XLA allocates 1\.25 kB") as caught:
+        fitted(Compiler(more=1.25, least=least), patience_s)
+    assert caught.value.smallest_limit_bytes == 1250

@@ -1,0 +1,77 @@
+"""A memory limit that the compiled program keeps, not only the plan.
+
+A plan's peak is a prediction. Where it comes near the limit, XLA's own count decides: if the
+compiled program needs more, the step is planned again under a limit that is lower by as much as the
+prediction was short.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from xshard.errors import InfeasibleError
+from xshard.plan.units import size
+from xshard.run.call import Call
+from xshard.run.hosts import agree_bytes
+from xshard.run.step import Runnable
+
+MOST_TRIES = 4
+"""How often a step is planned and compiled to meet a limit."""
+
+NEAR = 0.6
+"""Predictions below this part of the limit are not checked: none was found to be so far off."""
+
+_SPARE = 0.99
+"""The part of a lowered limit that is used, since another plan's prediction is off otherwise."""
+
+
+def compiled_bytes(compiled: Any) -> int:
+    """What one device needs for a compiled step, as XLA allocates it: arguments, results that do
+    not take a donated argument's place, and temporaries."""
+    m = compiled.memory_analysis()
+    held = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+    return int(held + m.temp_size_in_bytes)
+
+
+def within_limit(
+    make: Callable[[int], Runnable], call: Call, limit: int, patience_s: float
+) -> Runnable:
+    """The step whose compiled program needs at most `limit` bytes a device.
+
+    Args:
+      make: plans under a limit in bytes.
+      call: the arguments to compile for.
+      patience_s: no further plan is tried after so many seconds.
+
+    Raises:
+      InfeasibleError: no plan fits, or XLA allocates more than the limit for all that were tried.
+    """
+    began, needs, target = time.monotonic(), list[int](), limit
+    for _ in range(MOST_TRIES):
+        try:
+            current = make(target)
+        except InfeasibleError:
+            if not needs:
+                raise
+            break
+        peak = current.plan.peak_bytes
+        if peak < NEAR * limit:
+            return current
+        needs.append(agree_bytes(compiled_bytes(current.lower(call).compile())))
+        if needs[-1] <= limit:
+            return current
+        target = int(min(peak, target) * limit / needs[-1] * _SPARE)
+        if agree_bytes(time.monotonic() - began > patience_s):
+            break
+    raise InfeasibleError(_message(limit, needs), min(needs))
+
+
+def _message(limit: int, needs: list[int]) -> str:
+    return (
+        f"no plan was found whose compiled program fits {size(limit)} per device: there are plans "
+        f"that are predicted to fit, but XLA allocates {size(min(needs))} for the smallest of the "
+        f"{len(needs)} that were compiled. A limit of {min(needs)} bytes works; so may more "
+        "devices, a smaller batch, or jax.checkpoint around the layers."
+    )
