@@ -46,6 +46,8 @@ def table(rows: dict[str, Any]) -> dict[str, Any]:
         "collectives": "shared-memory",
         "fused_reduce_scatter": False,
         "random_words": 2,
+        "combined_bytes": {"value": 1e12, "source": "XLA:CPU joins all of them: seen in compiled "
+                                                    "programs of up to 1 GB of gradients"},
         "copies_operands": True,
         "collective_costs": {k: collective(rows, k) for k in sorted(kinds_of(rows))}
         | {"source": source},
@@ -123,7 +125,8 @@ def kinds_of(rows: dict[str, Any]) -> set[str]:
 
 
 def collective(rows: dict[str, Any], kind: str) -> dict[str, float]:
-    """Latency of all devices and a member, and core-seconds per byte in and beyond the caches."""
+    """Latency of all devices and a member, core-seconds per byte in and beyond the caches, and what
+    waiting costs where all devices meet: with fewer, others have the cores meanwhile."""
     mine = rows_of(rows["collectives"], kind=kind)
     devices, cores = rows["devices"], rows["cores"]
     meeting = {r["group"]: devices if kind == "permute" else r["group"] for r in mine}
@@ -134,7 +137,9 @@ def collective(rows: dict[str, Any], kind: str) -> dict[str, float]:
         name: math.exp(median(math.log(slope(r, starts[r["group"]])) for r in picked))
         for name, picked in (("cached", medium), ("beyond", large))
     }
+    waiting = rows_of(rows["meetings"], kind=kind, group=devices)
     return {
+        "idle_s": float(f"{median(r['s'] for r in waiting):.3g}"),
         "latency_s": float(f"{fixed * cores / devices:.3g}"),
         "latency_per_member_s": float(f"{member:.3g}"),
         "s_per_byte_cached": float(f"{per_byte['cached'] * cores / devices:.3g}"),

@@ -5,7 +5,7 @@
 Every figure is taken as programs run: one SPMD program on all the virtual devices at once, which
 share the machine's cores, so contention is in the number. Rates are totals over the devices
 divided by the cores. The clock is the processor time of the process over the cores, so that other
-work on the machine does not count.
+work on the machine does not count; but where waiting is what is measured, it is the wall's.
 
 A matmul or collective is timed by a loop of it inside one jitted program; an `optimization_barrier`
 ties each turn to the last, so that nothing is hoisted or folded. The figure is the difference of a
@@ -37,6 +37,7 @@ MATMULS = [(8, 256, 256), (256, 8, 256), (256, 256, 8), (64, 64, 64), (128, 128,
            (256, 256, 256), (1024, 512, 256)]  # fmt: skip
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "permute")
 SHORT, LONG, SAMPLES = 2, 10, 5
+MEETINGS = 12
 
 
 def looped(body: Callable[..., Any], mesh: Any, spec: Any, turns: int, feed: bool) -> Any:
@@ -229,6 +230,59 @@ def collective_rows(devices: int) -> list[dict[str, Any]]:
     return rows
 
 
+def meeting_rows(devices: int) -> list[dict[str, Any]]:
+    """Wall-clock time that one small collective adds to a step, by kind and group size.
+
+    Devices that share cores reach a collective at different times, and what waits leaves cores idle
+    at the end: that is no processor time, and grows with the work between two meetings. So here the
+    meetings stand between matmuls of some milliseconds, and programs with and without them are
+    alternated. It needs a quiet machine.
+    """
+    import jax
+
+    rows = []
+    for group in (2, 4, 8):
+        mesh = jax.make_mesh((devices // group, group), ("o", "i"), auto(2))
+        work = filled(mesh, (128, 128), "float32")
+        programs = {k: meetings(k, group, mesh).lower(work).compile() for k in ("", *KINDS)}
+        times: dict[str, list[float]] = {kind: [] for kind in programs}
+        for turn in range(1 + 4 * len(programs)):
+            for kind in turned(tuple(programs), turn):
+                begin = time.perf_counter()
+                jax.block_until_ready(programs[kind](work))
+                times[kind].append(time.perf_counter() - begin)
+        for kind in KINDS:
+            pairs = zip(times[kind][1:], times[""][1:], strict=True)
+            seconds = statistics.median(a - b for a, b in pairs) / MEETINGS
+            rows.append({"kind": kind, "group": group, "s": max(seconds, 1e-7)})
+    return rows
+
+
+def turned(names: tuple[str, ...], by: int) -> tuple[str, ...]:
+    """The names in an order that starts elsewhere: what runs first pays for what ran before."""
+    by %= len(names)
+    return names[by:] + names[:by]
+
+
+def meetings(kind: str, group: int, mesh: Any) -> Any:
+    """A jitted chain of matmuls with so many collectives of that kind in it; none for ""."""
+    import jax
+    from jax.sharding import PartitionSpec
+
+    spec = PartitionSpec(mesh.axis_names)
+    meet = collective_body(kind, "i", group) if kind else lambda x: x
+
+    def local(x: Any) -> Any:
+        for _ in range(MEETINGS):
+            y = x
+            for _ in range(8):
+                y = jax.numpy.tanh(y @ x)
+            x = x + meet(y[0, :64]).ravel()[0] * 1e-9
+        return x
+
+    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+
+
 def op_overhead(mesh: Any) -> float:
     """Seconds of an op that does nothing worth while, on all devices at once, times cores/devices.
 
@@ -272,7 +326,8 @@ def main() -> None:
     rows: dict[str, Any] = {"cores": os.cpu_count(), "devices": options.devices,
                             "jax": jax.__version__, "machine": machine(),
                             "memory_bytes": memory}  # fmt: skip
-    for name, measure in (("collectives", lambda: collective_rows(options.devices)),
+    for name, measure in (("meetings", lambda: meeting_rows(options.devices)),
+                          ("collectives", lambda: collective_rows(options.devices)),
                           ("matmul", lambda: matmul_rows(mesh)),
                           ("memory", lambda: memory_rows(mesh)),
                           ("elements", lambda: element_rows(mesh))):  # fmt: skip

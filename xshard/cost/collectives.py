@@ -21,7 +21,10 @@ reduction and scan", which NCCL follows.
 Virtual CPU devices share memory. There a collective is a meeting of its group's threads and a copy
 through the caches, and beyond them through memory; with fitted parameters (`devices/cpu.json`):
 
-    l + l_p·p + N·c_cached + max(0, N − N_cached)·(c − c_cached)
+    l + l_p·p + N·c_cached + max(0, N − N_cached)·(c − c_cached) + l_idle
+
+l_idle only where all devices meet: the first have to wait for the last, and nothing else has the
+cores meanwhile.
 
 Byte conventions (N): all-reduce and reduce-scatter: the local operand; all-gather: the gathered
 result; all-to-all and permute: the local operand.
@@ -131,6 +134,7 @@ class CollectiveModel:
         cost = self.cluster.device.collective_costs[kind]
         meeting = self.mesh.num_devices if kind == "permute" else group.size
         start = cost.get("latency_s", 0.0) + cost["latency_per_member_s"] * meeting
+        start += cost.get("idle_s", 0.0) * (meeting == self.mesh.num_devices)
         cached, beyond = cost["s_per_byte_cached"], cost["s_per_byte"]
         later = start - cost["cached_bytes"] * (beyond - cached)
         return Pieces(((start * 1e9, cached * 1e9), (later * 1e9, beyond * 1e9)), largest=True)

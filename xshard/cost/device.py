@@ -64,6 +64,7 @@ class Device:
       dtype_efficiency: the same by dtype, where the device emulates it.
       seconds_per_element: of elementwise kinds that arithmetic bounds ("random", "transcendental"),
         where it was measured.
+      combined_bytes: gradients are summed by collectives of about so many bytes, joined by XLA.
       collective_costs: for "shared-memory": fitted parameters by kind, see `collectives.py`.
       generic: no table for this kind of device; the figures are guesses.
     """
@@ -82,6 +83,7 @@ class Device:
     kind_efficiency: Mapping[str, float] = field(default_factory=dict, hash=False)
     dtype_efficiency: Mapping[str, float] = field(default_factory=dict, hash=False)
     seconds_per_element: Mapping[str, float] = field(default_factory=dict, hash=False)
+    combined_bytes: float = 30 * 2**20
     collective_costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
     generic: bool = False
 
@@ -95,6 +97,7 @@ class Device:
         slower = ("latency_s", "s_per_byte", "s_per_byte_cached")
         scale: dict[str, float] = dict.fromkeys(slower, 1 / part)
         scale["cached_bytes"] = 1 / devices
+        scale["idle_s"] = float(part < 1)  # devices with a core of their own waste none
         costs = {
             kind: {name: figure * scale.get(name, 1.0) for name, figure in cost.items()}
             for kind, cost in self.collective_costs.items()

@@ -21,9 +21,6 @@ from xshard.strategies import Strategy, specs_of
 
 Ints = NDArray[np.int64]
 
-_COMBINED = 16
-"""How many gradient collectives the combiner makes one of, about."""
-
 _FLOPS_PER_ELEMENT = 2.0
 _FLOPS_PER_COSTLY_ELEMENT = 12.0
 _FLOPS_PER_RANDOM_WORD = 100.0
@@ -130,7 +127,8 @@ class ClusterPrices:
         if not combined:
             return alone
         start = self.collectives.time_ns(step.kind, 0, step.axes, step.devices)
-        return alone - start + start // _COMBINED
+        share = min(1.0, step.nbytes / self.cluster.device.combined_bytes)
+        return alone - start + round(start * share)
 
     def _table(self, shape: tuple[int, ...], itemsize: float) -> tuple[Ints, Ints]:
         key = shape, itemsize
