@@ -1,7 +1,7 @@
 # make demo | test | lint | types | format | clean: each sets up what it needs in $(VENV).
 VENV ?= .venv
 BIN := $(VENV)/bin
-EVERYTHING := $(VENV)/.has-train,notebooks,test,dev
+EVERYTHING := $(VENV)/.has-train,notebooks,aot-cuda,test,dev
 
 .PHONY: demo test lint types format clean
 

@@ -1,4 +1,5 @@
-"""Automatic parallelization for JAX: `auto_shard` a train step, `plan` it for any cluster."""
+"""Automatic parallelization for JAX: `auto_shard` a train step, `plan` it for any cluster,
+`verify` the plan with the real compiler."""
 
 from xshard.api import auto_shard, plan
 from xshard.cost.cluster import Cluster
@@ -9,11 +10,14 @@ from xshard.errors import (
     PlanError,
     RuleError,
     TraceError,
+    VerifyError,
     XshardError,
 )
 from xshard.plan.plan import Plan
+from xshard.proof import verify
 from xshard.sharded import ShardedStep
 from xshard.spec import MeshShape
+from xshard.verify.verification import Verification
 
 __all__ = [
     "Cluster",
@@ -26,7 +30,10 @@ __all__ = [
     "RuleError",
     "ShardedStep",
     "TraceError",
+    "Verification",
+    "VerifyError",
     "XshardError",
     "auto_shard",
     "plan",
+    "verify",
 ]

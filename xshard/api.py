@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -84,15 +84,9 @@ def auto_shard(
             chosen = given or agree(lambda: found.get(same) or make_plan(bounded))
             prepared = _for_mesh(tried, chosen)
             _check(chosen, prepared, given=given is not None)
-            where = _laid_out(mesh, devices, chosen)
-            classes = prepared.classes.value_class
-            return runnable(
-                chosen if given else replace(chosen, memory_limit=limit), traced,
-                constraints_of(chosen, traced.graph, prepared.classes, prepared.rules,
-                               auto_mesh(where), prepared.prices.path),
-                where, call,
-                name=name_of(fun),
-                const_specs=[chosen.values[int(classes[v])] for v in traced.graph.consts],
+            return built(
+                fun, chosen if given else replace(chosen, memory_limit=limit), prepared, call,
+                _laid_out(mesh, devices, chosen),
                 compiler_options=_compiler_options(devices, limit),
             )  # fmt: skip
 
@@ -139,8 +133,53 @@ def plan(
         _request(traced, shape, cluster, call, in_specs, out_specs, limit, time_limit)
         for shape in _shapes(mesh, cluster)
     ]
-    best = make_plan(prepare_all(requests))
-    return replace(best, seconds={"trace": seconds, **best.seconds})
+    tried = prepare_all(requests)
+    best = make_plan(tried)
+    step = PlannedStep(fun, call, _for_mesh(tried, best))
+    return replace(best, seconds={"trace": seconds, **best.seconds}, _step=step)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """What a plan was made for, which `verify` compiles."""
+
+    fun: Callable[..., Any]
+    call: Call
+    prepared: Prepared
+
+
+def traced_for(
+    plan: Plan, cluster: Cluster, fun: Callable[..., Any], avals: tuple[Any, ...], in_specs: Any,
+    out_specs: Any, donate_argnums: int | Sequence[int], static_argnums: int | Sequence[int],
+) -> PlannedStep:  # fmt: skip
+    """The function that a plan belongs to, traced again.
+
+    Raises:
+      PlanError: it is for another function, shapes, pins or cluster.
+    """
+    call = Arguments(fun, _numbers(static_argnums), _numbers(donate_argnums)).call(avals, {})
+    traced = trace(fun, avals, call.static)
+    request = _request(traced, plan.mesh, cluster, call, in_specs, out_specs, None, 0.0)
+    [prepared] = prepare_all([request])
+    _check(plan, prepared, given=True)
+    return PlannedStep(fun, call, prepared)
+
+
+def built(
+    fun: Callable[..., Any], plan: Plan, prepared: Prepared, call: Call, where: Mesh,
+    *, compiler_options: dict[str, Any] | None = None, abstract: bool = False,
+) -> Runnable:  # fmt: skip
+    """The jit of a plan over the mesh `where`, which for `abstract` is of devices not here."""
+    traced, classes = prepared.request.traced, prepared.classes
+    constraints = constraints_of(
+        plan, traced.graph, classes, prepared.rules, auto_mesh(where), prepared.prices.path
+    )
+    specs = [plan.values[int(classes.value_class[v])] for v in traced.graph.consts]
+    return runnable(
+        plan, traced, constraints, where, call,
+        name=name_of(fun), const_specs=specs, compiler_options=compiler_options,
+        abstract=abstract,
+    )  # fmt: skip
 
 
 def read_bytes(text: int | float | str | None) -> int | None:

@@ -1,6 +1,6 @@
-"""The command line: `xshard plan`, `xshard show` and `xshard diff`.
+"""The command line: `xshard plan`, `xshard verify`, `xshard show` and `xshard diff`.
 
-Exit codes: 0 when done, 1 when compared plans differ, 2 with one sentence on bad input.
+Exit codes: 0 when done, 1 when plans or predictions differ, 2 with one sentence on bad input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from threading import Timer
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,6 +25,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from xshard.errors import XshardError
 from xshard.plan.plan import Plan
 from xshard.spec import MeshShape
+
+if TYPE_CHECKING:
+    from xshard.verify.verification import Verification
 
 _AXES = ("data", "model", "seq")
 """Names of a mesh that is given by its sizes only."""
@@ -59,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="xshard", description="Automatic parallelization for JAX.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_plan(commands.add_parser("plan", help="plan a training step for a cluster"))
+    _add_verify(commands.add_parser("verify", help="compile a saved plan's step for its devices"))
     show = commands.add_parser("show", help="print a saved plan")
     show.add_argument("plan", metavar="PLAN.json")
     show.set_defaults(run=_show)
@@ -73,17 +77,34 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
     add = plan.add_argument
-    place = "MODULE:FUNCTION"
-    add("function", metavar=place, help="the training step")
-    add("--args", metavar=place, required=True, dest="example",
-        help="a function without arguments that returns the step's example arguments, arrays or "
-        "shapes: a tuple, or the only argument")  # fmt: skip
+    _add_step(plan)
     add("--cluster", required=True, help='such as "v100-sxm2-32gb:2x8" (hosts × devices)')
     add("--mesh", type=_mesh, help='such as "2x8" or "data=2,model=8"; default: xshard chooses')
     add("--memory-limit", metavar="BYTES", help='per device, such as "30GB"')
     add("--time-limit", metavar="SECONDS", type=_positive, help="of the solver")
     add("--output", metavar="PLAN.json", help="save the plan")
     plan.set_defaults(run=_plan)
+
+
+def _add_step(command: argparse.ArgumentParser) -> None:
+    place = "MODULE:FUNCTION"
+    command.add_argument("function", metavar=place, help="the training step")
+    command.add_argument(
+        "--args", metavar=place, required=True, dest="example",
+        help="a function without arguments that returns the step's example arguments, arrays or "
+        "shapes: a tuple, or the only argument")  # fmt: skip
+
+
+def _add_verify(verify: argparse.ArgumentParser) -> None:
+    verify.description = (
+        "Compiles a plan's step for the plan's devices, without having them, and compares memory "
+        "and collectives with the plan. Exit code 1 if they differ by more than 8% or 5%, the "
+        "memory limit is exceeded, or XLA moves a megabyte that was not planned."
+    )
+    _add_step(verify)
+    verify.add_argument("plan", metavar="PLAN.json")
+    verify.add_argument("--cluster", help="the plan's, where no shipped table has its devices")
+    verify.set_defaults(run=_verify)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -96,6 +117,28 @@ def _plan(args: argparse.Namespace) -> int:
         plan.save(args.output)
     _print(plan, plan.to_json() if args.json else None)
     return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    plan = Plan.load(args.plan)
+    _without_devices(plan)
+    with _progress(f"compiling {args.function} for {plan.cluster}") as told:
+        function, avals = _named(args.function), _call(_named(args.example), args.example)
+        found = _verifier()(plan, function, *avals, cluster=args.cluster, on_step=told)
+    _print(found, found.to_json() if args.json else None)
+    return int(not found.ok())
+
+
+def _without_devices(plan: Plan) -> None:
+    """Lets JAX start on the CPU, with virtual devices where the plan is for such ones."""
+    import jax
+
+    if not jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the CUDA plugin misses its driver
+    if plan.cluster.startswith("cpu:"):
+        count = f"--xla_force_host_platform_device_count={plan.mesh.num_devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -124,6 +167,12 @@ def _planner() -> Callable[..., Plan]:
     from xshard.api import plan  # brings JAX with it, which `show` and `diff` do not need
 
     return plan
+
+
+def _verifier() -> Callable[..., Verification]:
+    from xshard.proof import verify
+
+    return verify
 
 
 def _named(place: str) -> Callable[..., Any]:
@@ -183,16 +232,19 @@ def _positive(text: str) -> float:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[None]:
-    """A bar on stderr while the body runs, if that is a terminal and the body takes long."""
+def _progress(what: str) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr while the body runs, if that is a terminal and the body takes long.
+
+    The body gets a function that says what is being done.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    bar.add_task(what, total=None)
+    task = bar.add_task(what, total=None)
     timer = Timer(_PATIENCE_S, bar.start)
     timer.start()
     try:
-        yield
+        yield lambda step: bar.update(task, description=f"{what}: {step}")
     finally:
         timer.cancel()
         timer.join()

@@ -38,3 +38,7 @@ class InfeasibleError(XshardError):
 
 class PlanError(XshardError):
     """A plan file is truncated, foreign, or belongs to another function, mesh or shape."""
+
+
+class VerifyError(XshardError):
+    """A step cannot be compiled for a plan's devices: an extra is missing, or XLA fails."""

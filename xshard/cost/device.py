@@ -66,6 +66,8 @@ class Device:
         where it was measured.
       combined_bytes: gradients are summed by collectives of about so many bytes, joined by XLA.
       collective_costs: for "shared-memory": fitted parameters by kind, see `collectives.py`.
+      compile_for: what XLA must know to compile for this device without having one: "platform"
+        ("cuda", "tpu" or "cpu") and "target"; see `xshard.verify.target`. Empty: it cannot.
       generic: no table for this kind of device; the figures are guesses.
     """
 
@@ -85,6 +87,7 @@ class Device:
     seconds_per_element: Mapping[str, float] = field(default_factory=dict, hash=False)
     combined_bytes: float = 30 * 2**20
     collective_costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
+    compile_for: Mapping[str, Any] = field(default_factory=dict, hash=False)
     generic: bool = False
 
     def flops_for(self, dtype: str) -> float:

@@ -66,6 +66,7 @@ class Plan:
     _alternatives: Callable[[str], tuple[Alternative, ...]] | None = field(
         default=None, compare=False, repr=False
     )
+    _step: object = field(default=None, compare=False, repr=False)  # what `xshard.verify` compiles
 
     @property
     def gap(self) -> float:

@@ -20,7 +20,7 @@ from xshard.plan.plan import Plan
 
 SCHEMA = "xshard.plan"
 VERSION = 1
-UNSAVED = frozenset({"seconds", "_alternatives"})
+UNSAVED = frozenset({"seconds", "_alternatives", "_step"})
 """Fields that are not part of the decision."""
 _MEND = "save the plan again with plan.save(path)"
 

@@ -62,6 +62,7 @@ def runnable(
     name: str,
     const_specs: Sequence[Any],
     compiler_options: dict[str, Any] | None = None,
+    abstract: bool = False,
 ) -> Runnable:
     """Builds the jit of a plan.
 
@@ -71,8 +72,9 @@ def runnable(
       name: of the function, for profiles.
       const_specs: the planned spec of each of `traced.consts`.
       compiler_options: as of `jax.jit`.
+      abstract: the mesh is of devices that are not here: `lead` has types only.
     """
-    large, small, place = _split_consts(traced, mesh, const_specs)
+    large, small, place = _split_consts(traced, mesh, const_specs, abstract)
     in_shardings = jax.tree.unflatten(
         traced.in_tree, [NamedSharding(mesh, partition_spec(a.spec, mesh)) for a in plan.arguments]
     )
@@ -147,7 +149,7 @@ def _out_shardings(plan: Plan, traced: Traced, mesh: Mesh) -> list[Any]:
 
 
 def _split_consts(
-    traced: Traced, mesh: Mesh, specs: Sequence[Any]
+    traced: Traced, mesh: Mesh, specs: Sequence[Any], abstract: bool
 ) -> tuple[tuple[Any, ...], dict[int, Any], dict[int, int]]:
     """(large ones, sharded as planned; small ones by position; position -> place among large)."""
     large: list[Any] = []
@@ -156,8 +158,12 @@ def _split_consts(
     for i, (const, spec) in enumerate(zip(traced.consts, specs, strict=True)):
         if isinstance(const, jax.Array | np.ndarray) and const.nbytes >= LARGE_CONST_BYTES:
             place[i] = len(large)
+            sharding = NamedSharding(mesh, partition_spec(spec, mesh))
+            if abstract:
+                large.append(jax.ShapeDtypeStruct(const.shape, const.dtype, sharding=sharding))
+                continue
             with jax.ensure_compile_time_eval():  # the step may be called in a traced function
-                large.append(jax.device_put(const, NamedSharding(mesh, partition_spec(spec, mesh))))
+                large.append(jax.device_put(const, sharding))
         else:
             small[i] = const
     return tuple(large), small, place
