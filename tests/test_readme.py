@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = "\n".join(re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
 COMMANDS = COMMANDS.replace("\\\n", " ")
+PLUGIN = r"cudart_stub|absl::InitializeLog"
+"""What JAX's CUDA plugin says where there is no GPU, whatever it is asked to."""
 
 
 def run(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -51,7 +53,8 @@ def test_commands_run_as_printed(tmp_path: Path):
     for line in lines:
         done = run(tmp_path, "-m", "xshard", *shlex.split(line))
         differs = line.startswith("diff")
-        assert (done.returncode, done.stderr) == (int(differs), ""), line
+        said = [x for x in done.stderr.splitlines() if not re.search(PLUGIN, x)]
+        assert (done.returncode, said) == (int(differs), []), line
         assert done.stdout
 
 

@@ -108,6 +108,7 @@ def _add_verify(verify: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    _without_devices()
     options = {name: getattr(args, name) for name in ("mesh", "memory_limit", "time_limit")}
     given = {name: value for name, value in options.items() if value is not None}
     with _progress(f"planning {args.function} for {args.cluster}"):
@@ -121,7 +122,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     plan = Plan.load(args.plan)
-    _without_devices(plan)
+    _without_devices(plan.mesh.num_devices if plan.cluster.startswith("cpu:") else 0)
     with _progress(f"compiling {args.function} for {plan.cluster}") as told:
         function, avals = _named(args.function), _call(_named(args.example), args.example)
         found = _verifier()(plan, function, *avals, cluster=args.cluster, on_step=told)
@@ -129,15 +130,15 @@ def _verify(args: argparse.Namespace) -> int:
     return int(not found.ok())
 
 
-def _without_devices(plan: Plan) -> None:
-    """Lets JAX start on the CPU, with virtual devices where the plan is for such ones."""
+def _without_devices(virtual: int = 0) -> None:
+    """Lets JAX start on the CPU, with so many virtual devices: nothing here runs on a device."""
     import jax
 
     if not jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_platforms", "cpu")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the CUDA plugin misses its driver
-    if plan.cluster.startswith("cpu:"):
-        count = f"--xla_force_host_platform_device_count={plan.mesh.num_devices}"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a CUDA plugin that misses its driver
+    if virtual:
+        count = f"--xla_force_host_platform_device_count={virtual}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
 
 
