@@ -16,7 +16,7 @@ from xshard._jax import auto_mesh
 from xshard.cost.cluster import Cluster
 from xshard.errors import MeshError, PlanError, TraceError
 from xshard.ir.trace import Traced, trace
-from xshard.pins import pins_of
+from xshard.pins import Pins, pins_of
 from xshard.plan.plan import Plan
 from xshard.plan.refuse import check_fits
 from xshard.planning import Prepared, Request, make_plan, prepare_all
@@ -214,12 +214,22 @@ def _request(
     pins = pins_of(traced, shape, in_specs, out_specs)
     return Request(
         traced, shape, cluster,
-        pins=pins,
-        ties={v: arg for v, arg in ties_of(traced).items() if pins.get(v) in (None, pins.get(arg))},
+        pins=pins.values,
+        results=pins.results,
+        ties=_kept_ties(traced, pins),
         donated=_donated_values(traced, call),
         memory_limit=limit,
         time_limit_s=time_limit,
     )  # fmt: skip
+
+
+def _kept_ties(traced: Traced, pins: Pins) -> dict[int, int]:
+    """Ties, but for results that the user wants otherwise than the argument."""
+    outputs = traced.graph.outputs
+    fixed = [*((outputs[i], pin) for i, pin in pins.results.items()), *pins.values.items()]
+    ties = ties_of(traced)
+    other = {v for v, pin in fixed if v in ties and pin != pins.values.get(ties[v])}
+    return {v: argument for v, argument in ties.items() if v not in other}
 
 
 def _donated_values(traced: Traced, call: Call) -> frozenset[int]:

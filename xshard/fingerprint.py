@@ -13,7 +13,13 @@ from xshard.spec import MeshShape
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+|<function .*?>")
 
 
-def fingerprint(graph: Graph, mesh: MeshShape, cluster: str, pins: Mapping[int, Hashable]) -> str:
+def fingerprint(
+    graph: Graph,
+    mesh: MeshShape,
+    cluster: str,
+    pins: Mapping[int, Hashable],
+    results: Mapping[int, Hashable],
+) -> str:
     """A hex digest, equal in every process and run for equal input."""
     digest = hashlib.sha256()
     names: dict[Hashable, int] = {}
@@ -24,7 +30,8 @@ def fingerprint(graph: Graph, mesh: MeshShape, cluster: str, pins: Mapping[int, 
             digest.update(_ADDRESS.sub("", _text(key)).encode())
         digest.update(repr((names[key], op.inputs, op.outputs)).encode())
     arrays = [(graph.values[v].shape, graph.values[v].dtype) for v in graph.inputs + graph.consts]
-    digest.update(repr((arrays, graph.outputs, mesh, cluster, sorted(pins.items()))).encode())
+    fixed = (arrays, graph.outputs, mesh, cluster, sorted(pins.items()), sorted(results.items()))
+    digest.update(repr(fixed).encode())
     return digest.hexdigest()[:32]
 
 

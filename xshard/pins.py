@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,8 +17,21 @@ from xshard.spec import MeshShape
 Pin = tuple[tuple[int, ...] | None, ...]
 
 
-def pins_of(traced: Traced, mesh: MeshShape, in_specs: Any, out_specs: Any) -> dict[int, Pin]:
-    """Value id -> pin, from the user's specs and from the constraints in his function.
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """What the user fixed.
+
+    Attributes:
+      values: of values, by id: arguments, and what sharding constraints make.
+      results: of results as they are returned, by position.
+    """
+
+    values: dict[int, Pin]
+    results: dict[int, Pin]
+
+
+def pins_of(traced: Traced, mesh: MeshShape, in_specs: Any, out_specs: Any) -> Pins:
+    """Pins from the user's specs and from the constraints in his function.
 
     Args:
       in_specs, out_specs: pytree prefixes of the arguments (static ones left out) and of the
@@ -27,17 +41,17 @@ def pins_of(traced: Traced, mesh: MeshShape, in_specs: Any, out_specs: Any) -> d
       PinError: a spec names an unknown axis, has too many dimensions or does not divide.
     """
     graph, found = traced.graph, dict[int, Pin]()
-    for v, spec, name in _stated(graph.inputs, traced.in_tree, in_specs, traced.in_paths):
+    for i, spec, name in _stated(graph.inputs, traced.in_tree, in_specs, traced.in_paths):
+        v = graph.inputs[i]
         found[v] = read(spec, graph.values[v].shape, mesh, name)
-    names = [f"result{path}" for path in traced.out_paths]
-    for v, spec, name in _stated(graph.outputs, traced.out_tree, out_specs, names):
-        found[v] = _same(found.get(v), read(spec, graph.values[v].shape, mesh, name), name)
     for op in graph.ops:
         for v, sharding in zip(op.outputs, _stated_by(op), strict=False):
             if isinstance(sharding, NamedSharding):
-                pin, name = _constraint(graph, op, v, sharding, mesh)
-                found[v] = _same(found.get(v), pin, name)
-    return found
+                found[v] = _constraint(graph, op, v, sharding, mesh)
+    names = [f"result{path}" for path in traced.out_paths]
+    stated = _stated(graph.outputs, traced.out_tree, out_specs, names)
+    shapes = [() if v is None else graph.values[v].shape for v in graph.outputs]
+    return Pins(found, {i: read(spec, shapes[i], mesh, name) for i, spec, name in stated})
 
 
 def _stated_by(op: Op) -> Sequence[Any]:
@@ -93,32 +107,17 @@ def _axes(
     return axes
 
 
-def _constraint(
-    graph: Graph, op: Op, v: int, sharding: NamedSharding, mesh: MeshShape
-) -> tuple[Pin, str]:
+def _constraint(graph: Graph, op: Op, v: int, sharding: NamedSharding, mesh: MeshShape) -> Pin:
     where = f"the sharding constraint at {op.source or op.scope or 'an unknown line'}"
     pin = read(sharding.spec, graph.values[v].shape, mesh, where)
     free = op.params.get("unconstrained_dims") or ()
-    return tuple(None if i in free else axes for i, axes in enumerate(pin)), where
-
-
-def _same(before: Pin | None, pin: Pin, name: str) -> Pin:
-    """Both pins of one array together."""
-    together = tuple(
-        b if a is None else a for a, b in zip(before or (None,) * len(pin), pin, strict=True)
-    )
-    if any(b is not None and a != b for a, b in zip(together, pin, strict=True)):
-        raise PinError(
-            f"{name} contradicts the spec that in_specs or out_specs give the same array; "
-            "make them equal, or drop one."
-        )
-    return together
+    return tuple(None if i in free else axes for i, axes in enumerate(pin))
 
 
 def _stated(
     values: Sequence[int | None], tree: Any, specs: Any, names: Sequence[str]
 ) -> Iterator[tuple[int, PartitionSpec, str]]:
-    """(value, spec, name) of every leaf for which the prefix tree states a spec."""
+    """(position, spec, name) of every leaf for which the prefix tree states a spec."""
     if specs is None:
         return
     everything = jax.tree.unflatten(tree, range(len(values)))
@@ -137,9 +136,8 @@ def _stated(
     for spec, i in found:
         if not _is_spec(spec):
             raise PinError(f"{names[i]}: expected a PartitionSpec or None, got {spec!r}")
-        v = values[i]
-        if v is not None and spec is not None:
-            yield v, spec, names[i]
+        if values[i] is not None and spec is not None:
+            yield i, spec, names[i]
 
 
 def _is_spec(x: Any) -> bool:

@@ -19,7 +19,8 @@ from xshard.plan.plan import Plan
 from xshard.plan.units import size
 from xshard.report import alternatives, describe, peak_tensors
 from xshard.rules import Rule, rule_of
-from xshard.solve.build import Draft, Pin, draft
+from xshard.solve.build import draft
+from xshard.solve.draft import Draft, Pin
 from xshard.solve.memory import Timeline, add_memory, first_rows, violated
 from xshard.solve.problem import Infeasible, Problem, Row, Solution
 from xshard.solve.search import solve
@@ -40,6 +41,7 @@ class Request:
 
     Attributes:
       pins: value id -> what the user fixed.
+      results: position among the results -> what the user fixed of it as it is returned.
       ties: result value -> the argument whose next value it is.
       donated: argument values whose memory may be reused.
       memory_limit: bytes per device, or None.
@@ -50,6 +52,7 @@ class Request:
     mesh: MeshShape
     cluster: Cluster
     pins: Mapping[int, Pin] = field(default_factory=dict[int, Pin])
+    results: Mapping[int, Pin] = field(default_factory=dict[int, Pin])
     ties: Mapping[int, int] = field(default_factory=dict[int, int])
     donated: frozenset[int] = frozenset()
     memory_limit: int | None = None
@@ -70,7 +73,7 @@ class Prepared:
     def fingerprint(self) -> str:
         """Identifies graph, mesh, devices and pins."""
         r = self.request
-        return fingerprint(r.traced.graph, r.mesh, str(r.cluster), r.pins)
+        return fingerprint(r.traced.graph, r.mesh, str(r.cluster), r.pins, r.results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +190,8 @@ def limited(modelled: Modelled, meshes: int = 1) -> Solution:
 def prepare(request: Request) -> Prepared:
     """Classes, their rules, and where values are stored."""
     graph = request.traced.graph
-    classes = fold(graph, request.pins)
+    keys = {v: request.results.get(i) for i, v in enumerate(graph.outputs) if v is not None}
+    classes = fold(graph, {**{v: pin for v, pin in keys.items() if pin}, **request.pins})
     rules = tuple(rule_of(graph, graph.ops[m[len(m) // 2]]) for m in classes.members)
     stored = storage(graph, [rules[c] for c in classes.op_class.tolist()])
     prices = ClusterPrices(graph, stored, request.cluster, request.mesh)
@@ -198,7 +202,7 @@ def prepare_all(requests: Sequence[Request]) -> list[Prepared]:
     """Prepares requests for one function; those with equal pins share all but their prices."""
     found: list[Prepared] = []
     for request in requests:
-        like = next((p for p in found if p.request.pins == request.pins), None)
+        like = next((p for p in found if _pinned_alike(p.request, request)), None)
         if like is None:
             found.append(prepare(request))
             continue
@@ -208,12 +212,16 @@ def prepare_all(requests: Sequence[Request]) -> list[Prepared]:
     return found
 
 
+def _pinned_alike(a: Request, b: Request) -> bool:
+    return (a.pins, a.results) == (b.pins, b.results)
+
+
 def model(prepared: Prepared) -> Modelled:
     """The problem: nodes, edges and what is live when."""
     r, graph = prepared.request, prepared.request.traced.graph
     d = draft(
         graph, prepared.classes, r.mesh, prepared.rules, prepared.storage, prepared.prices,
-        r.pins, r.ties,
+        r.pins, r.ties, r.results,
     )  # fmt: skip
     aliased = {result: arg for result, arg in r.ties.items() if arg in r.donated}
     live = liveness(graph, prepared.storage, aliased)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from xshard.plan.records import (
     PlannedCollective,
     PlannedOp,
 )
-from xshard.solve.build import Assignment, Draft, decode
+from xshard.solve.draft import Assignment, Draft, decode
 from xshard.solve.memory import Timeline
 from xshard.solve.problem import FORBIDDEN, Solution
 from xshard.spec import Spec, num_shards
@@ -46,8 +46,8 @@ def describe(
         fingerprint=fingerprint,
         mesh=d.mesh,
         cluster=str(prices.cluster),
-        arguments=_arrays(d, a, traced.in_paths, d.graph.inputs),
-        results=_arrays(d, a, [f"result{p}" for p in traced.out_paths], d.graph.outputs),
+        arguments=_arguments(d, a, traced.in_paths),
+        results=_results(d, a, [f"result{p}" for p in traced.out_paths]),
         ops=ops,
         values=a.specs,
         copies=tuple((vc, phase, spec) for (vc, phase), spec in sorted(a.copies.items())),
@@ -63,18 +63,31 @@ def describe(
     )
 
 
-def _arrays(
-    d: Draft, a: Assignment, names: tuple[str, ...] | list[str], ids: tuple[int | None, ...]
-) -> tuple[PlannedArray, ...]:
-    found: list[PlannedArray] = []
-    for name, v in zip(names, ids, strict=True):
-        if v is None:
-            continue
-        value = d.graph.values[v]
-        spec = a.specs[int(d.classes.value_class[d.tied.get(v, v)])]
-        nbytes = -(-value.nbytes // num_shards(spec, d.mesh))
-        found.append(PlannedArray(name, value.shape, value.dtype, spec, nbytes, v in d.pins))
-    return tuple(found)
+def _arguments(d: Draft, a: Assignment, names: Sequence[str]) -> tuple[PlannedArray, ...]:
+    return tuple(
+        _array(d, name, v, a.specs[int(d.classes.value_class[v])], pinned=v in d.pins)
+        for name, v in zip(names, d.graph.inputs, strict=True)
+    )
+
+
+def _results(d: Draft, a: Assignment, names: Sequence[str]) -> tuple[PlannedArray, ...]:
+    return tuple(
+        _array(d, name, v, _returned(d, a, i, v), pinned=i in d.results or v in d.pins)
+        for i, (name, v) in enumerate(zip(names, d.graph.outputs, strict=True))
+        if v is not None
+    )
+
+
+def _returned(d: Draft, a: Assignment, i: int, v: int) -> Spec:
+    """The spec in which result `i`, the value `v`, is returned."""
+    vc = int(d.classes.value_class[d.tied.get(v, v)])
+    return a.returned[vc, d.results[i]] if i in d.results and v not in d.tied else a.specs[vc]
+
+
+def _array(d: Draft, name: str, v: int, spec: Spec, *, pinned: bool) -> PlannedArray:
+    value = d.graph.values[v]
+    nbytes = -(-value.nbytes // num_shards(spec, d.mesh))
+    return PlannedArray(name, value.shape, value.dtype, spec, nbytes, pinned)
 
 
 def _op(d: Draft, a: Assignment, prices: ClusterPrices, c: int) -> PlannedOp:
@@ -150,6 +163,9 @@ def moves(d: Draft, a: Assignment) -> Iterator[tuple[int, Spec, Spec, int, str]]
     for (made, kept), count in d.ties.items():
         if a.specs[made] != a.specs[kept]:
             yield made, a.specs[made], a.specs[kept], count, ""
+    for (made, pin), spec in a.returned.items():
+        if a.specs[made] != spec:
+            yield made, a.specs[made], spec, d.times_returned(made, pin), ""
 
 
 def peak_tensors(d: Draft, timeline: Timeline, choices: tuple[int, ...]) -> tuple[LiveTensor, ...]:

@@ -95,7 +95,7 @@ def random_plan(fun: Callable[..., Any], args: tuple[Any, ...], mesh: Mesh, seed
     prepared = prepare(
         Request(
             traced, shape, Cluster.for_devices(kind, mesh.devices.size, 1),
-            pins_of(traced, shape, None, None), ties_of(traced),
+            pins_of(traced, shape, None, None).values, ties=ties_of(traced),
         )
     )  # fmt: skip
     modelled = model(prepared)

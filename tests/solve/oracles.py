@@ -15,7 +15,8 @@ from xshard.cost.prices import ClusterPrices
 from xshard.ir.fold import Classes, fold, unfolded
 from xshard.ir.trace import trace
 from xshard.rules import rule_of
-from xshard.solve.build import Assignment, Draft, draft
+from xshard.solve.build import draft
+from xshard.solve.draft import Assignment, Draft
 from xshard.solve.problem import Problem
 from xshard.spec import MeshShape
 from xshard.ties import ties_of

@@ -12,8 +12,8 @@ from tests.solve.oracles import added_up, drafted, eliminated, problem_of
 from tests.solve.problems import brute_force, random_problem
 from tests.steps import array, mlp, mlp_params, state, train
 from xshard.errors import PinError
-from xshard.solve.build import Draft, Pin, decode
 from xshard.solve.check import objective_of
+from xshard.solve.draft import Draft, Pin, decode
 from xshard.solve.problem import FORBIDDEN, Solution
 from xshard.solve.search import solve
 from xshard.spec import MeshShape

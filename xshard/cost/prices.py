@@ -32,7 +32,7 @@ _TRANSCENDENTAL = EXPENSIVE - {*_RANDOM, "cumsum", "div", "sqrt", "rsqrt"}
 
 
 class ClusterPrices:
-    """Prices of one graph on a mesh laid over a cluster; implements `xshard.solve.build.Prices`."""
+    """Prices of one graph on a mesh laid over a cluster; implements `xshard.solve.draft.Prices`."""
 
     def __init__(self, graph: Graph, storage: Storage, cluster: Cluster, mesh: MeshShape) -> None:
         self.graph = graph

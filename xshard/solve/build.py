@@ -5,6 +5,7 @@ Nodes of the problem (each stands for all members of a class):
   input    a graph input or constant: which spec it is kept in
   op       an op: its strategy
   result   the result of an op that may leave partial sums: the spec it is reduced into
+  returned a result that the user wants in a certain spec: that spec
   copy     a value read more than once in a phase: the spec of the one resharded copy that its
            readers share (its own spec when there is none)
 
@@ -14,145 +15,20 @@ Edges carry the time of resharding from where a value is made to how it is read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xshard.cost.fusion import Storage
 from xshard.errors import PinError
 from xshard.ir.fold import Classes
 from xshard.ir.graph import Graph, Op, Value
 from xshard.rules.rule import Rule
+from xshard.solve.draft import Draft, Ints, Pin, Prices, Returned, Use
 from xshard.solve.followers import followers
-from xshard.solve.problem import FORBIDDEN, Edge, Node
+from xshard.solve.problem import FORBIDDEN
 from xshard.spec import MeshShape, Spec, num_shards
-from xshard.strategies import Strategy, specs_of, strategies_of
-
-Pin = tuple[tuple[int, ...] | None, ...]
-"""What the user fixed: axes for each dimension, None where the solver is free."""
-Ints = NDArray[np.int64]
-Place = tuple[int, Ints]
-"""A node, and for each of its choices the index of a spec."""
-Indexed = tuple[tuple[Spec, ...], dict[Spec, int]]
-"""Specs, and their positions."""
-
-
-class Prices(Protocol):
-    """Times in nanoseconds; see `xshard.cost.prices`."""
-
-    def op_ns(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> int: ...
-
-    def reshard_ns(self, shape: tuple[int, ...], itemsize: float) -> Ints:
-        """Square matrix over `specs_of(shape)`."""
-        ...
-
-    def reduce_ns(
-        self,
-        shape: tuple[int, ...],
-        itemsize: float,
-        raw: Spec,
-        partial: tuple[int, ...],
-        combined: bool,
-    ) -> Ints:
-        """From partial sums over `partial` to each of `specs_of(shape)`."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """Operand `k` of op class `op` reads value class `value`, `count` times a step."""
-
-    value: int
-    op: int
-    k: int
-    count: int
-
-
-@dataclass(slots=True)
-class Draft:
-    """The problem in the making, and what its nodes mean.
-
-    Attributes:
-      chained: for each op class, whether it shares its node with a chain of elementwise ops; such
-        a node's usage is in elements, not bytes.
-      is_gradient: for each value class, whether only the update reads what the backward made.
-      strategies, op_node: for each op class, its strategies and the node whose choice picks one.
-      stored: value class -> (node, for each of its choices the index of a spec): where it is kept.
-      copies: (value class, phase) -> the same for the resharded copy that its readers share.
-      copy_edges, use_edges: what an edge reshards.
-      sum_edges: edge -> (op class, which result): where partial sums are finished.
-      tied: result value -> the argument value whose place it takes, in that argument's spec.
-      ties: (class of a result, class of the argument whose place it takes) -> how many.
-    """
-
-    graph: Graph
-    classes: Classes
-    mesh: MeshShape
-    rules: tuple[Rule, ...]
-    storage: Storage
-    prices: Prices
-    chained: tuple[bool, ...] = ()
-    is_gradient: tuple[bool, ...] = ()
-    pins: Mapping[int, Pin] = field(default_factory=dict[int, "Pin"])
-    tied: Mapping[int, int] = field(default_factory=dict[int, int])
-    ties: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
-    nodes: list[Node] = field(default_factory=list[Node])
-    edges: list[Edge] = field(default_factory=list[Edge])
-    strategies: list[tuple[Strategy, ...]] = field(default_factory=list[tuple[Strategy, ...]])
-    op_node: list[int] = field(default_factory=list[int])
-    stored: dict[int, Place] = field(default_factory=dict[int, Place])
-    copies: dict[tuple[int, str], Place] = field(default_factory=dict[tuple[int, str], Place])
-    uses: list[Use] = field(default_factory=list[Use])
-    copy_edges: dict[int, tuple[int, str]] = field(default_factory=dict[int, tuple[int, str]])
-    use_edges: dict[int, Use] = field(default_factory=dict[int, Use])
-    sum_edges: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
-    _spec_index: dict[tuple[int, ...], Indexed] = field(
-        default_factory=dict[tuple[int, ...], Indexed]
-    )
-
-    def specs(self, shape: tuple[int, ...]) -> tuple[Spec, ...]:
-        """All specs of arrays of this shape."""
-        return self._specs(shape)[0]
-
-    def spec_index(self, shape: tuple[int, ...], spec: Spec) -> int:
-        """Position of `spec` among `specs(shape)`."""
-        return self._specs(shape)[1][spec]
-
-    def _specs(self, shape: tuple[int, ...]) -> tuple[tuple[Spec, ...], dict[Spec, int]]:
-        if shape not in self._spec_index:
-            specs = specs_of(shape, self.mesh)
-            self._spec_index[shape] = specs, {s: i for i, s in enumerate(specs)}
-        return self._spec_index[shape]
-
-    def value(self, value_class: int) -> Value:
-        """A member of the class."""
-        return self.graph.values[self.classes.value_members[value_class][0]]
-
-    def op(self, op_class: int) -> Op:
-        """A member of the class, from the middle of the repeats."""
-        members = self.classes.members[op_class]
-        return self.graph.ops[members[len(members) // 2]]
-
-    def name_of(self, value: Value) -> str:
-        """What made a value that has no name of its own."""
-        op = self.graph.ops[value.producer] if value.producer >= 0 else None
-        return f"{op.prim} {op.scope}".strip() if op else "constant"
-
-    def is_stored(self, value_class: int) -> bool:
-        """Whether any member has a buffer of its own."""
-        return any(self.storage.stored[v] for v in self.classes.value_members[value_class])
-
-    def add_node(self, name: str, costs: list[int] | Ints, usage: Ints | None = None) -> int:
-        costs = np.asarray(costs, dtype=np.int64)
-        usage = np.zeros_like(costs) if usage is None else usage
-        self.nodes.append(Node(name, costs, usage))
-        return len(self.nodes) - 1
-
-    def add_edge(self, a: int, b: int, costs: Ints) -> int:
-        self.edges.append(Edge(a, b, costs))
-        return len(self.edges) - 1
+from xshard.strategies import Strategy, strategies_of
 
 
 def draft(
@@ -164,6 +40,7 @@ def draft(
     prices: Prices,
     pins: Mapping[int, Pin],
     ties: Mapping[int, int],
+    results: Mapping[int, Pin] | None = None,
 ) -> Draft:
     """All nodes and edges; memory is added by `xshard.solve.memory`.
 
@@ -171,27 +48,21 @@ def draft(
       rules: one for each op class.
       pins: value id -> what the user fixed of its spec.
       ties: result value -> the input value whose place it takes in the next step.
+      results: position among the results -> what the user fixed of it as it is returned.
     """
     leaders = followers(graph, classes, rules)
     sizes = np.bincount(leaders)
     chained = [bool(sizes[leader] > 1) for leader in leaders]
     d = Draft(
-        graph,
-        classes,
-        mesh,
-        rules,
-        storage,
-        prices,
-        tuple(chained),
-        _gradients(graph, classes, rules),
-        pins,
-        ties,
-    )
+        graph, classes, mesh, rules, storage, prices, tuple(chained),
+        _gradients(graph, classes, rules), pins, ties, results=results or {},
+    )  # fmt: skip
     _add_inputs(d, pins)
     for c, leader in enumerate(leaders):
         _add_op(d, c, leader, pins)
     _add_uses(d)
     _add_ties(d, ties)
+    _add_returned(d)
     return d
 
 
@@ -401,31 +272,20 @@ def _add_ties(d: Draft, ties: Mapping[int, int]) -> None:
             d.add_edge(a, b, costs)
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """A solution in the graph's terms.
-
-    Attributes:
-      strategies: for each op class.
-      specs: for each value class, the spec it is kept in.
-      copies: (value class, phase) -> spec of the copy that its readers share.
-    """
-
-    strategies: tuple[Strategy, ...]
-    specs: tuple[Spec, ...]
-    copies: dict[tuple[int, str], Spec]
-
-
-def decode(d: Draft, choices: tuple[int, ...]) -> Assignment:
-    """What the chosen indices mean."""
-    strategies = tuple(
-        found[choices[node]] for node, found in zip(d.op_node, d.strategies, strict=True)
-    )
-
-    def spec(vc: int, place: tuple[int, Ints]) -> Spec:
-        node, index = place
-        return d.specs(d.value(vc).shape)[int(index[choices[node]])]
-
-    specs = tuple(spec(vc, d.stored[vc]) for vc in range(len(d.classes.value_members)))
-    copies = {key: spec(key[0], place) for key, place in d.copies.items()}
-    return Assignment(strategies, specs, copies)
+def _add_returned(d: Draft) -> None:
+    """A result that the user wants in a certain spec is resharded into it at the end."""
+    keys: set[Returned] = set()
+    for i, pin in d.results.items():
+        v = d.graph.outputs[i]
+        if v is not None and v not in d.tied:
+            keys.add((int(d.classes.value_class[v]), pin))
+    for vc, pin in sorted(keys, key=str):
+        value = d.value(vc)
+        specs, (source, index) = d.specs(value.shape), d.stored[vc]
+        keep = np.array([i for i, s in enumerate(specs) if allowed(s, pin)], dtype=np.int64)
+        node = d.add_node(f"returned {d.nodes[source].name}", [0] * len(keep))
+        costs = d.prices.reshard_ns(value.shape, value.itemsize)[np.ix_(index, keep)]
+        costs = costs * d.times_returned(vc, pin)
+        if costs.any():
+            d.add_edge(source, node, costs)
+        d.returned[vc, pin] = node, keep

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from xshard.cost.device import Device
 from xshard.cost.fusion import Storage
 from xshard.cost.liveness import Liveness
-from xshard.solve.build import Draft
+from xshard.solve.draft import Draft
 from xshard.solve.problem import Row
 from xshard.spec import Spec, num_shards
 
