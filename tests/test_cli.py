@@ -43,6 +43,10 @@ def planner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         calls.append((args, options))
         if options["cluster"] == "abacus:1":
             raise MeshError("no device is called 'abacus'")
+        if options["cluster"] == "user:1":
+            error = KeyError("no layer")
+            error.add_note("xshard was tracing sqrt (at step.py:3, in sqrt)")
+            raise error
         return example()
 
     monkeypatch.setattr(cli, "_planner", lambda: plan)
@@ -108,6 +112,7 @@ BAD_PLANS = [
     (STEP, "user_step:number", "", "user_step:number is of type int, not a function"),
     (STEP, "user_step:fails", "", "user_step:fails() failed to make the arguments: ValueError: no"),
     (STEP, EXAMPLE, "--cluster=abacus:1", "no device is called 'abacus'"),
+    (STEP, EXAMPLE, "--cluster=user:1", "math:sqrt failed: KeyError: 'no layer'; xshard was tracin"),
     (STEP, EXAMPLE, "--output=none/plan.json", "cannot write none/plan.json: No such file"),
     *(
         (STEP, EXAMPLE, f"--mesh={mesh}", f"argument --mesh: {mesh!r} is no mesh; write")

@@ -113,7 +113,7 @@ def _plan(args: argparse.Namespace) -> int:
     given = {name: value for name, value in options.items() if value is not None}
     with _progress(f"planning {args.function} for {args.cluster}"):
         function, avals = _named(args.function), _call(_named(args.example), args.example)
-        plan = _planner()(function, *avals, cluster=args.cluster, **given)
+        plan = _planned(args.function, function, *avals, cluster=args.cluster, **given)
     if args.output:
         plan.save(args.output)
     _print(plan, plan.to_json() if args.json else None)
@@ -162,6 +162,18 @@ def _print(report: Any, text: str | None) -> None:
         Console(highlight=False).print(report)
     else:
         sys.stdout.write(f"{report}\n")
+
+
+def _planned(place: str, *args: Any, **options: Any) -> Plan:
+    try:
+        return _planner()(*args, **options)
+    except XshardError:
+        raise
+    except Exception as error:
+        notes = [n for n in getattr(error, "__notes__", ()) if n.startswith("xshard was tracing")]
+        if not notes:
+            raise
+        raise XshardError(f"{place} failed: {_reason(error)}; {notes[-1]}") from error
 
 
 def _planner() -> Callable[..., Plan]:

@@ -8,7 +8,7 @@ class XshardError(Exception):
 
 
 class TraceError(XshardError):
-    """The function could not be traced to a jaxpr with these arguments."""
+    """What was given is no function, or its arguments are not what it can be traced with."""
 
 
 class RuleError(XshardError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,14 @@ from xshard._jax import (
     typeof,
     without_dead_code,
 )
-from xshard.errors import TraceError, XshardError
+from xshard.errors import TraceError
 from xshard.ir.flatten import Frame, GraphBuilder
 from xshard.ir.graph import Graph
 from xshard.ir.ports import CONTROL_FLOW
 from xshard.ir.prune import finish
+
+WHILE_TRACING = "xshard was tracing"
+"""How the note begins that is added to an error of the user's function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,10 @@ def trace(
       labels: what paths call the arguments, if not "args[0]" and so on.
 
     Raises:
-      TraceError: `fun` is not callable or cannot be traced, an argument is neither an array nor
-        static, or a static argument is not hashable.
+      TraceError: `fun` is not callable, an argument is neither an array nor static, or a static
+        argument is not hashable.
+      Exception: what `jax.jit` raises where `fun` itself fails or JAX cannot trace it, with a note
+        that begins with `WHILE_TRACING`.
     """
     if not callable(fun):
         raise TraceError(f"xshard needs a function to shard, but got {fun!r} ({_kind(fun)})")
@@ -76,7 +82,8 @@ def trace(
     leaves, in_tree = jax.tree.flatten(tuple(dynamic.values()))
     paths = [name + path for name, arg in dynamic.items() for path in _paths(arg)]
     avals = tuple(_aval(leaf, path) for leaf, path in zip(leaves, paths, strict=True))
-    jaxpr, out = _make_jaxpr(_flat(fun, static, in_tree), leaves, avals, _kind_name(fun))
+    flat = _flat(fun, static, in_tree, paths)
+    jaxpr, out = _make_jaxpr(flat, leaves, avals, _kind_name(fun))
     jaxpr = without_dead_code(lowered(jaxpr))
     graph, consts = build_graph(jaxpr, paths)
     return Traced(
@@ -130,14 +137,32 @@ def _aval(leaf: Any, path: str) -> Any:
         ) from None
 
 
-def _flat(fun: Callable[..., Any], static: dict[int, Any], in_tree: Any) -> Callable[..., Any]:
+def _flat(
+    fun: Callable[..., Any], static: dict[int, Any], in_tree: Any, paths: Sequence[str]
+) -> Callable[..., Any]:
+    """`fun` as a function of its leaves, which JAX's messages call by their paths."""
+
     def flat_fun(*leaves: Any) -> Any:
         args = list(jax.tree.unflatten(in_tree, leaves))
         for n in sorted(static):
             args.insert(n, static[n])
         return fun(*args)
 
+    named: Any = flat_fun
+    named.__wrapped__ = fun
+    named.__signature__ = inspect.Signature(
+        [inspect.Parameter(_Path(p), inspect.Parameter.POSITIONAL_ONLY) for p in paths]
+    )
     return flat_fun
+
+
+class _Path(str):
+    """A path as the name of a parameter, which `inspect` wants to be an identifier."""
+
+    __slots__ = ()
+
+    def isidentifier(self) -> bool:
+        return True
 
 
 def _make_jaxpr(
@@ -152,13 +177,9 @@ def _make_jaxpr(
             if not any(map(has_explicit_axes, leaves)):
                 raise
             return make(*leaves)
-    except XshardError:
-        raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise TraceError(
-            f"{name} cannot be traced by JAX: {type(error).__name__}: {reason}{_where(error)}"
-        ) from error
+        error.add_note(f"{WHILE_TRACING} {name}{_where(error)}")
+        raise
 
 
 def _where(error: Exception) -> str:
