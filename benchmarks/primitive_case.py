@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.attractive import attractive_plan
 from benchmarks.common import virtual_devices
 
 MESH = (2, 2, 2)
-SOLVER_S = 10.0
 TOLERANCE = {
     "float64": 1e-9, "complex128": 1e-9, "float32": 1e-4, "complex64": 1e-4, "float16": 1e-2,
     "bfloat16": 4e-2,
@@ -32,6 +33,7 @@ class Outcome:
     Attributes:
       status: "ok", "wrong", "error", "timeout", or "skipped" where `jax.jit` itself fails.
       reason: why, where it is not "ok".
+      divisible: whether some dimension of an argument or result is a multiple of an axis.
       sharded: whether an operand of some op is split.
       without_rule: primitives that ran whole for want of a rule.
     """
@@ -40,6 +42,7 @@ class Outcome:
     group: str
     status: str
     reason: str = ""
+    divisible: bool = False
     sharded: bool = False
     without_rule: tuple[str, ...] = ()
 
@@ -49,21 +52,6 @@ def harnesses() -> dict[str, Any]:
     from jax._src.internal_test_util import test_harnesses
 
     return {h.fullname: h for h in test_harnesses.all_harnesses if h.filter("cpu")}
-
-
-def attractive(devices: int) -> Any:
-    """A cluster of slow devices with fast links and no latency: whatever may be split, pays."""
-    from xshard import Cluster
-    from xshard.cost.device import Link
-
-    like = Cluster.for_devices("cpu", devices)
-    link = Link("fast", 1e15, 0.0)
-    device = replace(
-        like.device, launch_overhead_s=0.0, memory_bandwidth_bytes_per_s=1e6,
-        peak_flops={"float32": 1e6}, collectives="ring", collective_costs={},
-        seconds_per_element={}, kind_efficiency={}, dtype_efficiency={}, copies_operands=False,
-    )  # fmt: skip
-    return replace(like, device=device, intra_host=link, inter_host=link)
 
 
 def run(name: str, harness: Any) -> Outcome:
@@ -87,6 +75,7 @@ def run(name: str, harness: Any) -> Outcome:
     except Exception as error:
         return made("error", f"{_first_line(error)} [{_where(error)}]")
     facts = {
+        "divisible": divisible([np.shape(x) for x in jax.tree.leaves((args, expected))]),
         "sharded": any(any(spec) for op in plan.ops for spec in op.operands),
         "without_rule": tuple(sorted({op.prim for op in plan.ops if not op.known})),
     }
@@ -98,13 +87,9 @@ def _sharded(program: Any, args: tuple[Any, ...]) -> tuple[Any, Any]:
     import jax
 
     import xshard
-    from xshard.spec import MeshShape
 
     mesh = jax.make_mesh(MESH, ("x", "y", "z"), (jax.sharding.AxisType.Auto,) * len(MESH))
-    plan = xshard.plan(
-        program, *args, cluster=attractive(mesh.size), mesh=MeshShape(("x", "y", "z"), MESH),
-        donate_argnums=(), memory_limit="1TB", time_limit=SOLVER_S,
-    )  # fmt: skip
+    plan = attractive_plan(program, args, mesh, tight=True)
     step = xshard.auto_shard(program, mesh, plan=plan)
     return plan, jax.block_until_ready(step(*args))
 
@@ -136,7 +121,7 @@ def _error(x: Any, y: Any) -> tuple[float, float]:
     inexact = jnp.issubdtype(x.dtype, jnp.inexact)
     allowed = TOLERANCE.get(x.dtype.name, NARROW_FLOAT) if inexact else 0.0
     a, b = (_wide(v) for v in (x, y))
-    same = (a == b) | ((a != a) & (b != b))  # noqa: PLR0124  (NaN where NaN is expected)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
     if same.all():
         return 0.0, allowed
     with np.errstate(all="ignore"):
@@ -154,6 +139,11 @@ def _wide(x: Any) -> Any:
     if jnp.issubdtype(x.dtype, jnp.integer):
         return np.asarray(x).astype(np.int64 if x.dtype.itemsize == 8 else np.float64)
     return np.asarray(x).astype(np.float64)
+
+
+def divisible(shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether some dimension can be split evenly over the smallest axis of the mesh."""
+    return any(n and n % min(MESH) == 0 for shape in shapes for n in shape)
 
 
 def _first_line(error: BaseException) -> str:

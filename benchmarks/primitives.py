@@ -3,10 +3,11 @@
     python -m benchmarks.primitives [--every 15] [--only scatter] [--x64] [--resume F.jsonl]
 
 JAX tests its exporters with some 5,600 programs, nearly all of one primitive, with all its dtypes,
-shapes and parameters (`jax._src.internal_test_util.test_harnesses`). Each is planned for devices
-that are slow and links that are fast, so that whatever may be split is split, run through
-`auto_shard`, and held against `jax.jit` on one device. Printed: how many are equal, in how many an
-operand is really split, which primitives ran whole for want of a rule, and each failure.
+shapes and parameters (`jax._src.internal_test_util.test_harnesses`). Each is planned for slow
+devices with fast links and with the least memory that is feasible, so that whatever may be split is
+split, run through `auto_shard`, and held against `jax.jit` on one device. Printed: how many are
+equal, in how many an operand is really split, which primitives ran whole for want of a rule, and
+each failure.
 
 Programs run in worker processes: one that crashes or hangs is reported like any other failure.
 """
@@ -128,11 +129,17 @@ def report(found: Sequence[Outcome]) -> None:
         ("programs that jax.jit runs", len(compared), ""),
         ("equal to the unsharded run", len(equal), f"{len(equal) / total:.2%}"),
         ("with a split operand", n := sum(o.sharded for o in equal), f"{n / total:.2%}"),
+        (
+            "of those with a dimension of even size",
+            m := sum(o.divisible for o in compared),
+            f"{n / max(m, 1):.2%}",
+        ),
         ("skipped: jax.jit itself fails", len(found) - len(compared), ""),
     ]
     print(markdown(("", "programs", "share"), rows))
     whole = collections.Counter(p for o in compared for p in o.without_rule)
-    print(f"\nwithout a rule: {', '.join(f'{p} ({n})' for p, n in whole.most_common()) or 'none'}\n")
+    names = ", ".join(f"{p} ({n})" for p, n in whole.most_common())
+    print(f"\nwithout a rule: {names or 'none'}\n")
     for o in sorted(compared, key=lambda o: (o.group, o.name)):
         if o.status != "ok":
             print(f"{o.status}: {o.name}: {o.reason}")

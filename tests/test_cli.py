@@ -112,7 +112,7 @@ BAD_PLANS = [
     (STEP, "user_step:number", "", "user_step:number is of type int, not a function"),
     (STEP, "user_step:fails", "", "user_step:fails() failed to make the arguments: ValueError: no"),
     (STEP, EXAMPLE, "--cluster=abacus:1", "no device is called 'abacus'"),
-    (STEP, EXAMPLE, "--cluster=user:1", "math:sqrt failed: KeyError: 'no layer'; xshard was tracin"),
+    (STEP, EXAMPLE, "--cluster=user:1", "math:sqrt failed: KeyError: 'no layer'; xshard was"),
     (STEP, EXAMPLE, "--output=none/plan.json", "cannot write none/plan.json: No such file"),
     *(
         (STEP, EXAMPLE, f"--mesh={mesh}", f"argument --mesh: {mesh!r} is no mesh; write")

@@ -15,7 +15,7 @@ from types import CodeType
 from typing import Any
 
 import jax
-from jax._src import core, linear_util, source_info_util
+from jax._src import core, debugging, dispatch, linear_util, source_info_util
 from jax._src import mesh as mesh_lib
 from jax._src.interpreters import partial_eval as pe
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
@@ -24,8 +24,9 @@ from jax.sharding import AxisType, Mesh
 __all__ = [
     "ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Var", "auto_mesh", "closed", "consts_of",
     "equation_context", "free_of_mesh", "has_explicit_axes", "has_mesh", "is_array_aval",
-    "is_user_file", "lowered", "opened", "retraced", "scan_counts", "scopes_and_transforms",
-    "source_line", "sub_jaxprs", "typeof", "unsharded", "without_dead_code",
+    "is_ordered_debugging", "is_user_file", "lowered", "needs_devices", "opened", "retraced",
+    "scan_counts", "scopes_and_transforms", "source_line", "sub_jaxprs", "typeof", "unsharded",
+    "without_dead_code",
 ]  # fmt: skip
 
 _LIBRARIES = tuple(
@@ -142,6 +143,16 @@ def auto_mesh(mesh: Mesh) -> Mesh:
 def free_of_mesh() -> AbstractContextManager[Any]:
     """No mesh in the context, whatever the caller has set."""
     return mesh_lib.use_abstract_mesh(_NO_MESH)
+
+
+def is_ordered_debugging(eqn: JaxprEqn) -> bool:
+    """Whether the equation prints or calls back in order, which JAX allows on one device only."""
+    return any(isinstance(e, debugging.OrderedDebugEffect) for e in eqn.effects)
+
+
+def needs_devices(jaxpr: Any) -> bool:
+    """Whether it holds a callback or the like, which JAX lowers for one mesh of one type only."""
+    return dispatch.jaxpr_has_prim_requiring_devices(opened(jaxpr))
 
 
 def has_mesh(eqn: JaxprEqn) -> bool:

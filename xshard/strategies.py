@@ -37,9 +37,12 @@ class Strategy:
 def strategies_of(
     rule: Rule, mesh: MeshShape, operand_ranks: tuple[int, ...], result_ranks: tuple[int, ...]
 ) -> tuple[Strategy, ...]:
-    """All strategies of an op, without those that do not divide; the first splits nothing."""
+    """All strategies of an op, without those that do not divide.
+
+    The first splits nothing, but for factors that are bound to a mesh axis.
+    """
     found: dict[tuple[object, ...], Strategy] = {}
-    options = [_splittable(rule, size) for size in mesh.sizes]
+    options = [_options(rule, *axis) for axis in zip(mesh.names, mesh.sizes, strict=True)]
     for factors in itertools.product(*options):
         strategy = strategy_of(rule, mesh, factors, operand_ranks, result_ranks)
         if strategy is not None:
@@ -56,11 +59,18 @@ def specs_of(shape: tuple[int, ...], mesh: MeshShape) -> tuple[Spec, ...]:
     return tuple(s.results[0] for s in strategies_of(rule, mesh, (), (len(shape),)))
 
 
-def _splittable(rule: Rule, axis_size: int) -> list[str | None]:
+def _options(rule: Rule, axis: str, axis_size: int) -> list[str | None]:
+    """The factors that a mesh axis may split; None for "no factor"."""
     if axis_size == 1:
         return [None]
-    free = [f for f, n in rule.sizes.items() if f not in rule.blocked and n % axis_size == 0 and n]
-    return [None, *free]
+    for factor, name in rule.bound.items():
+        if name == axis and rule.sizes.get(factor) == axis_size:
+            return [factor]
+    fixed = rule.blocked | rule.bound.keys()
+    return [
+        None,
+        *(f for f, n in rule.sizes.items() if f not in fixed and n % axis_size == 0 and n),
+    ]
 
 
 def strategy_of(

@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from xshard._jax import (
     ClosedJaxpr,
@@ -35,6 +35,19 @@ CALLS = {
     "remat2": "jaxpr", "remat": "jaxpr", "checkpoint": "jaxpr",
 }  # fmt: skip
 """Primitives that are inlined, and the parameter that holds what they call."""
+
+
+def callee(eqn: JaxprEqn) -> tuple[Any, Sequence[int]] | None:
+    """(what an inlined equation calls, which of its operands are the arguments); or None."""
+    if (param := CALLS.get(eqn.primitive.name)) is not None:
+        return eqn.params[param], range(len(eqn.invars))
+    if eqn.primitive.name == "custom_linear_solve":  # its other functions are for derivatives
+        counts = eqn.params["const_lengths"]
+        start = (counts.matvec or 0) + (counts.vecmat or 0)
+        rest = range(start + counts.solve + (counts.transpose_solve or 0), len(eqn.invars))
+        return eqn.params["jaxprs"].solve, [*range(start, start + counts.solve), *rest]
+    return None
+
 
 _NOT_SCOPES = frozenset({"rematted_computation", "checkpoint"})
 
@@ -139,8 +152,9 @@ class GraphBuilder:
     ) -> list[int | None]:
         name = eqn.primitive.name
         address = (*frame.address, i)
-        if (param := CALLS.get(name)) is not None:
-            return self._call(eqn, eqn.params[param], ins, frame, address)
+        if (called := callee(eqn)) is not None:
+            body, operands = called
+            return self._call(eqn, body, [ins[k] for k in operands], frame, address)
         if (handler := self._control_flow.get(name)) is not None:
             return handler(self, eqn, ins, frame, address)
         return list(self.emit(name, eqn, ins, eqn.outvars, frame, address, plain_params(eqn)))
@@ -220,7 +234,7 @@ def _is_plain(value: Any) -> bool:
 @functools.cache
 def _is_function(kind: type) -> bool:
     called = any("__call__" in base.__dict__ for base in kind.__mro__)
-    return called and not issubclass(kind, type)
+    return called and not issubclass(kind, type | Mesh | AbstractMesh)
 
 
 def _extend(outer: Meta, name_stack: Any) -> Meta:

@@ -8,6 +8,7 @@ from xshard.rules import (
     dot,
     elementwise,
     index,
+    island,
     linalg,
     order,
     ports,
@@ -23,7 +24,7 @@ from xshard.rules.rule import Rule
 
 for _family in (
     elementwise, dot, conv, view, reshape, reduce, window, index, scatter, order, rng, linalg,
-    ports,
+    island, ports,
 ):  # fmt: skip
     register(_family.TABLE)
 

@@ -31,6 +31,11 @@ def pin(_op: Op, ins: Ins, outs: Outs) -> Rule:
     return aligned(ins, outs, "pin")
 
 
+def predicate(_op: Op, ins: Ins, outs: Outs) -> Rule:
+    """`"? ->"`: what decides whether a body runs, on every device."""
+    return build(ins, outs, [None] * len(ins), [], kind="port")
+
+
 TABLE = {
     "scan_const": same,
     "scan_x": scan_x,
@@ -39,6 +44,7 @@ TABLE = {
     "carry_out": same,
     "branch_in": same,
     "branch_out": same,
+    "predicate": predicate,
     "sharding_constraint": pin,
     "reshard": pin,
     "mesh_cast": pin,

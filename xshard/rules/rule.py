@@ -18,7 +18,8 @@ results only is broadcast; splitting it is free.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from xshard.errors import RuleError
@@ -52,8 +53,8 @@ class Rule:
       kind: see `Kind`.
       flops: arithmetic of the whole (unsharded) op.
       known: False for the fall-back of a primitive without a rule.
-      tied: operands and results in which a factor must have the same split for *all* dims
-        (carries): reserved for ports.
+      bound: factor -> the name of the mesh axis that splits it, and nothing else, where the mesh
+        has an axis of that name and size.
     """
 
     operands: tuple[tuple[Dim, ...] | None, ...]
@@ -65,6 +66,7 @@ class Rule:
     kind: Kind = "heavy"
     flops: float = 0.0
     known: bool = True
+    bound: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def text(self) -> str:
         """The rule in its text form."""

@@ -90,6 +90,30 @@ def _along(ins: Ins, outs: Outs, axis: int) -> Rule:
     return build(ins, outs, [own() for _ in ins], [own() for _ in outs], kind="view")
 
 
+def tile(op: Op, ins: Ins, outs: Outs) -> Rule:
+    """`"a b -> (r a) b"`: copies `r` of a dimension, one after the other."""
+    fresh, reps = names(), op.params["reps"]
+    dims, copies = take(fresh, len(reps)), take(fresh, len(reps))
+    sizes = dict(zip([*dims, *copies], [*shape_of(ins[0]), *reps], strict=True))
+    right: list[Token] = [(r, d) for r, d in zip(copies, dims, strict=True)]
+    return build(ins, outs, [dims], [right], kind="view", sizes=sizes)
+
+
+def stack(op: Op, ins: Ins, outs: Outs) -> Rule:
+    """`"a b, a b -> s! a b"`."""
+    dims = letters(len(outs[0].shape))
+    left = [d for i, d in enumerate(dims) if i != op.params["axis"]]
+    return build(ins, outs, [left] * len(ins), [block(dims, [op.params["axis"]])], kind="view")
+
+
+def unstack(op: Op, ins: Ins, outs: Outs) -> Rule:
+    """`"s! a b -> a b, a b"`."""
+    dims = letters(rank(ins[0]))
+    right = [d for i, d in enumerate(dims) if i != op.params["axis"]]
+    left = [block(dims, [op.params["axis"]])]
+    return build(ins, outs, left, [right] * len(outs), kind="view")
+
+
 TABLE = {
     "transpose": transpose,
     "broadcast_in_dim": broadcast_in_dim,
@@ -102,4 +126,7 @@ TABLE = {
     "pad": pad,
     "concatenate": concatenate,
     "split": split,
+    "tile": tile,
+    "stack": stack,
+    "unstack": unstack,
 }

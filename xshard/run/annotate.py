@@ -34,7 +34,7 @@ from xshard._jax import (
     is_array_aval,
     opened,
 )
-from xshard.ir.flatten import CALLS, pins
+from xshard.ir.flatten import callee, pins
 from xshard.ir.graph import Address
 from xshard.ir.trace import Traced
 from xshard.run.bodies import BODIES
@@ -119,25 +119,26 @@ class Frame:
 
     def _equation(self, eqn: JaxprEqn, ins: list[Any], at: Address) -> Sequence[Any]:
         prim = eqn.primitive.name
-        inlined = prim in CALLS and prim not in REMAT
-        name = f"jit({eqn.params['name']})" if inlined and "name" in eqn.params else ""
+        called = None if prim in REMAT else callee(eqn)
+        name = f"jit({eqn.params['name']})" if called is not None and "name" in eqn.params else ""
         where, settings = equation_context(eqn, name)
         with where, settings:
-            if inlined:
-                return self._call(eqn, ins, at)
+            if called is not None:
+                body, operands = called
+                return self._call(eqn, body, [ins[k] for k in operands], at)
             if prim in BODIES:
                 return BODIES[prim](self, eqn, ins, at)
             ins = [self.operand((at, k), x, ins) for k, x in enumerate(ins)]
             outs = rebind(eqn, ins, self.told.mesh)
             return [self.result((at, r), x) for r, x in enumerate(outs)]
 
-    def _call(self, eqn: JaxprEqn, ins: list[Any], at: Address) -> list[Any]:
+    def _call(self, eqn: JaxprEqn, body: Any, ins: list[Any], at: Address) -> list[Any]:
         """An inlined call, with the shardings that a nested jit states."""
         pinned_in, pinned_out = pins(eqn)
         args = list(ins)
         for k, sharding in pinned_in.items():
             args[k] = self._pin(eqn, args[k], (*at, 0, ~k), sharding)
-        outs = self.evaluate(eqn.params[CALLS[eqn.primitive.name]], args, (*at, 0))
+        outs = self.evaluate(body, args, (*at, 0))
         for k, sharding in pinned_out.items():
             outs[k] = self._pin(eqn, outs[k], (*at, ~k), sharding)
         return outs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xshard._jax import JaxprEqn, retraced, scan_counts
 from xshard.ir.graph import Address
-from xshard.run.rebind import REMAT, has_user_shardings
+from xshard.run.rebind import REMAT, must_be_rebound
 
 if TYPE_CHECKING:
     from xshard.run.annotate import Frame
@@ -115,7 +115,7 @@ def _outs(frame: Frame, at: Address, outs: Sequence[Any]) -> list[Any]:
 
 
 def _changes(frame: Frame, body: Any, *addresses: Address) -> bool:
-    return not frame.touched.isdisjoint(addresses) or has_user_shardings(body)
+    return not frame.touched.isdisjoint(addresses) or must_be_rebound(body)
 
 
 BODIES: dict[str, Callable[[Frame, JaxprEqn, list[Any], Address], Sequence[Any]]] = {

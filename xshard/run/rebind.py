@@ -6,14 +6,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import io_callback
 from jax.sharding import Mesh, NamedSharding, Sharding
 
-from xshard._jax import JaxprEqn, has_mesh, opened, source_line, sub_jaxprs
+from xshard._jax import (
+    JaxprEqn,
+    has_mesh,
+    is_ordered_debugging,
+    opened,
+    source_line,
+    sub_jaxprs,
+)
 from xshard.errors import PinError
 from xshard.ir.flatten import pins
 
 REMAT = frozenset({"remat2", "remat", "checkpoint"})
 
+_DEBUGGING = frozenset({"debug_callback", "debug_print"})
 _DEVICE_MEMORY = (None, "device")
 _OF_EXPLICIT_AXES = frozenset({"sharding", "out_sharding"})
 
@@ -23,6 +32,8 @@ def rebind(eqn: JaxprEqn, ins: Sequence[Any], mesh: Mesh) -> Sequence[Any]:
     special = _SHARDING_PRIMITIVES.get(eqn.primitive.name)
     if special is not None:
         return special(eqn, ins, mesh)
+    if eqn.primitive.name in _DEBUGGING and is_ordered_debugging(eqn):
+        return _in_order(eqn, ins)
     params = eqn.primitive.get_bind_params(without_shardings(eqn.params))
     outs = eqn.primitive.bind(*ins, **params)
     return outs if eqn.primitive.multiple_results else [outs]
@@ -34,15 +45,30 @@ def without_shardings(params: dict[str, Any]) -> dict[str, Any]:
     return {**params, **drop} if drop else params
 
 
-def has_user_shardings(jaxpr: Any) -> bool:
-    """Whether any equation below constrains shardings or was traced with a mesh in the context."""
+def must_be_rebound(jaxpr: Any) -> bool:
+    """Whether a body cannot be bound as it is.
+
+    That is where an equation below constrains shardings, was traced with a mesh in the context, or
+    is one that JAX runs on one device only.
+    """
     return any(
         eqn.primitive.name in _SHARDING_PRIMITIVES
+        or (eqn.primitive.name in _DEBUGGING and is_ordered_debugging(eqn))
         or any(pins(eqn))
         or has_mesh(eqn)
-        or any(map(has_user_shardings, sub_jaxprs(eqn)))
+        or any(map(must_be_rebound, sub_jaxprs(eqn)))
         for eqn in opened(jaxpr).eqns
     )
+
+
+def _in_order(eqn: JaxprEqn, ins: Sequence[Any]) -> list[Any]:
+    """Ordered debugging as an ordered callback, which many devices may share."""
+
+    def call(*args: Any) -> None:
+        eqn.primitive.impl(*args, **eqn.params)
+
+    io_callback(call, None, *ins, ordered=True)
+    return []
 
 
 def _constraint(eqn: JaxprEqn, ins: Sequence[Any], mesh: Mesh) -> list[Any]:
