@@ -6,6 +6,7 @@ reads the names of programs, one a line, and answers each with a line of JSON.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import traceback
@@ -49,8 +50,7 @@ class Outcome:
 
 def harnesses() -> dict[str, Any]:
     """The programs by name, without those that JAX says the CPU cannot run."""
-    from jax._src.internal_test_util import test_harnesses
-
+    test_harnesses = importlib.import_module("jax._src.internal_test_util.test_harnesses")
     return {h.fullname: h for h in test_harnesses.all_harnesses if h.filter("cpu")}
 
 

@@ -152,7 +152,10 @@ def is_ordered_debugging(eqn: JaxprEqn) -> bool:
 
 def needs_devices(jaxpr: Any) -> bool:
     """Whether it holds a callback or the like, which JAX lowers for one mesh of one type only."""
-    return dispatch.jaxpr_has_prim_requiring_devices(opened(jaxpr))
+    inner = opened(jaxpr)
+    return dispatch.jaxpr_has_prim_requiring_devices(inner) or any(
+        is_ordered_debugging(eqn) for eqn in inner.eqns
+    )
 
 
 def has_mesh(eqn: JaxprEqn) -> bool:

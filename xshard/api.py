@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from xshard._jax import auto_mesh, needs_devices
+from xshard._jax import auto_mesh
 from xshard.cost.cluster import Cluster
 from xshard.errors import MeshError, PlanError, TraceError
 from xshard.ir.trace import Traced, trace
@@ -86,7 +86,7 @@ def auto_shard(
             _check(chosen, prepared, given=given is not None)
             return built(
                 fun, chosen if given else replace(chosen, memory_limit=limit), prepared, call,
-                _laid_out(mesh, devices, chosen, traced),
+                _laid_out(mesh, devices, chosen),
                 compiler_options=_compiler_options(devices, limit),
             )  # fmt: skip
 
@@ -279,13 +279,9 @@ def _devices_and_shapes(mesh: Mesh | int | None) -> tuple[Any, list[MeshShape]]:
     return np.array(devices[:wanted]), mesh_shapes(wanted)
 
 
-def _laid_out(mesh: Mesh | int | None, devices: Any, plan: Plan, traced: Traced) -> Mesh:
-    """The mesh of arguments and results: the user's, whose Explicit axes stay so if all are.
-
-    Not so for a program with callbacks, which JAX does not lower for axes of two types.
-    """
-    typed = not needs_devices(traced.closed_jaxpr)
-    if typed and isinstance(mesh, Mesh) and set(mesh.axis_types) == {AxisType.Explicit}:
+def _laid_out(mesh: Mesh | int | None, devices: Any, plan: Plan) -> Mesh:
+    """The mesh of arguments and results: the user's, whose Explicit axes stay so if all are."""
+    if isinstance(mesh, Mesh) and set(mesh.axis_types) == {AxisType.Explicit}:
         return mesh
     axis_types = (AxisType.Auto,) * len(plan.mesh.names)
     return Mesh(devices.reshape(plan.mesh.sizes), plan.mesh.names, axis_types=axis_types)

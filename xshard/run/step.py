@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from xshard._jax import typeof
+from xshard._jax import auto_mesh, needs_devices, typeof
 from xshard.ir.trace import Traced
 from xshard.plan.plan import Plan
 from xshard.run.annotate import Constraints, annotate
@@ -67,13 +67,15 @@ def runnable(
     """Builds the jit of a plan.
 
     Args:
-      mesh: where arguments and results lie; if all its axes are Explicit they have such types.
+      mesh: where arguments and results lie; if all its axes are Explicit they have such types,
+        unless the program holds callbacks, which JAX does not lower for axes of two types.
       call: what was traced.
       name: of the function, for profiles.
       const_specs: the planned spec of each of `traced.consts`.
       compiler_options: as of `jax.jit`.
       abstract: the mesh is of devices that are not here: `lead` has types only.
     """
+    mesh = auto_mesh(mesh) if needs_devices(traced.closed_jaxpr) else mesh
     large, small, place = _split_consts(traced, mesh, const_specs, abstract)
     in_shardings = jax.tree.unflatten(
         traced.in_tree, [NamedSharding(mesh, partition_spec(a.spec, mesh)) for a in plan.arguments]
