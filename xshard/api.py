@@ -23,7 +23,7 @@ from xshard.planning import Prepared, Request, make_plan, prepare_all
 from xshard.run.call import Arguments, Call, name_of
 from xshard.run.constraints import constraints_of
 from xshard.run.fit import within_limit
-from xshard.run.hosts import agree, confirm
+from xshard.run.hosts import agree, confirm, host_of_processes
 from xshard.run.step import Runnable, runnable
 from xshard.sharded import ShardedStep
 from xshard.spec import MeshShape
@@ -312,8 +312,11 @@ def named(sizes: tuple[int, ...]) -> MeshShape:
 
 
 def _hosts(devices: Any) -> int:
-    processes = len({d.process_index for d in devices.flat})
-    return processes if devices.size % processes == 0 else 1
+    """How many hosts the devices lie on; processes on CPU, which meet through the network."""
+    processes = {d.process_index for d in devices.flat}
+    cpu = devices.flat[0].platform == "cpu"
+    hosts = len(processes if cpu else {host_of_processes()[p] for p in processes})
+    return hosts if devices.size % hosts == 0 else 1
 
 
 def _device_limit(devices: Any) -> int | None:

@@ -16,11 +16,14 @@ import numpy as np
 import xshard
 from models.gpt3.config import TINY
 from models.gpt3.step import make_train_step
+from xshard.run.hosts import host_of_processes
 
 CONFIG = TINY.replace(
     num_layers=1, hidden=32, num_heads=4, batch=8, seq_len=16, vocab=64, warmup_steps=2
 )
 STEPS = 3
+LIMIT_BYTES = 400_000
+"""Near enough to what the plan needs that every process looks at what XLA allocates."""
 
 
 def batch(i: int) -> dict[str, np.ndarray]:
@@ -49,13 +52,15 @@ def _train(index: int, case: str) -> None:
     if case == "infeasible":
         product = xshard.auto_shard(lambda x: x @ x, mesh, memory_limit=1000, time_limit=5)
         product(np.ones((64, 64), np.float32))
-    step: Any = xshard.auto_shard(train, mesh, donate_argnums=0, time_limit=5)
+    step: Any = xshard.auto_shard(
+        train, mesh, donate_argnums=0, memory_limit=LIMIT_BYTES, time_limit=5
+    )
     state = step.init(steps.init, jax.random.key(0), batch(0))
     losses = []
     for i in range(STEPS):
         state, metrics = step(state, _spread(batch(i), step.in_shardings[1]))
         losses.append(float(metrics["loss"]))
-    _say(losses=losses, plan=step.plan.to_json())
+    _say(losses=losses, plan=step.plan.to_json(), hosts=len(set(host_of_processes())))
 
 
 def _spread(batch: Any, shardings: Any) -> Any:

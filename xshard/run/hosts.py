@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
 from collections.abc import Callable
+from functools import cache
 
 import jax
 import numpy as np
@@ -60,6 +63,22 @@ def _heard(message: bytes) -> XshardError:
         return InfeasibleError(text, smallest)
     kind = getattr(errors, name, XshardError)
     return kind(text)
+
+
+@cache
+def host_of_processes() -> tuple[int, ...]:
+    """For each process a number that processes on one host share: there may be one for each GPU.
+
+    The first call is collective: every process has to make it.
+    """
+    if jax.process_count() == 1:
+        return (0,)
+    from jax.experimental import multihost_utils
+
+    digest = hashlib.sha256(platform.node().encode()).digest()
+    mine = np.frombuffer(digest[:4], np.int32)
+    everywhere = np.ravel(multihost_utils.process_allgather(mine))
+    return tuple(int(h) for h in everywhere)
 
 
 def confirm(plan: Plan, fingerprint: str) -> None:
