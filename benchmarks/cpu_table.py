@@ -24,6 +24,7 @@ def table(rows: dict[str, Any]) -> dict[str, Any]:
         "name": "cpu",
         "aliases": ["host"],
         "device_kinds": ["cpu"],
+        "measured": True,
         "per_core": True,
         "memory_bytes": {"value": rows["memory_bytes"], "source": f"whole machine; {source}"},
         "peak_flops": matmul_peaks(rows["matmul"], cores)

@@ -15,6 +15,8 @@ from rich.console import Console
 
 from tests.plan.plans import example
 from xshard import cli
+from xshard.cost.database import CostDatabase, Row
+from xshard.cost.signature import Signature
 from xshard.errors import MeshError
 from xshard.plan.plan import Plan
 from xshard.spec import MeshShape
@@ -207,3 +209,69 @@ def test_as_a_module(tmp_path: Path, encoding: str):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=True)
     text = str(example(seconds={})).encode(encoding, "replace").decode(encoding)
     assert done.stdout.decode(encoding) == f"{text}\n"
+
+
+@pytest.fixture
+def costs(tmp_path: Path) -> Path:
+    """A cost database with one measurement."""
+    path = tmp_path / "costs.sqlite"
+    signature = Signature("dot_general", "a b, b c -> a c float32 float32 float32", (8, 16, 32))
+    with CostDatabase(path) as db:
+        db.add([Row("abacus", "1.0", signature, 12_345.0, 0.07, 9, "2026-01-31T12:00:00")])
+    return path
+
+
+def test_measured_costs_are_listed_and_travel_as_json(
+    costs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(["profile", "--list", "--cost-db", str(costs)]) == 0
+    out = capsys.readouterr().out
+    assert "1 measurements in" in out and "8×16×32" in out and "12.3 µs" in out and "7%" in out
+    file, other = str(tmp_path / "costs.json"), str(tmp_path / "other.sqlite")
+    assert cli.main(["profile", "--export", file, "--cost-db", str(costs)]) == 0
+    assert capsys.readouterr().out == f"wrote 1 measurements to {file}\n"
+    assert cli.main(["profile", "--import", file, "--cost-db", other]) == 0
+    assert capsys.readouterr().out == f"read 1 measurements from {file} into {other}\n"
+    assert cli.main(["profile", "--list", "--json", "--cost-db", other]) == 0
+    assert capsys.readouterr().out == Path(file).read_text()
+    with CostDatabase(costs) as one, CostDatabase(other) as two:
+        assert one.rows() == two.rows()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--export none/f.json", "cannot write none/f.json: No such file or directory"),
+        ("--import none.json", "cannot read none.json: No such file or directory"),
+        ("--import plan.json", 'plan.json holds no measured costs: no "schema": "xshard.costs"'),
+        ("--import later.json", "later.json has version 9 of the format, and this xshard reads"),
+        ("--import rows.json", "rows.json: costs[0]: field 'sizes' is missing or of the wrong"),
+        ("--import text.txt", "text.txt is no JSON ("),
+        ("--list --export f.json", "argument --export: not allowed with argument --list"),
+        ("--budget 0", "argument --budget: '0' is no number of seconds above 0"),
+        ("math:sqrt", "a step needs --args MODULE:FUNCTION, which gives its arguments"),
+        ("--mesh 3", "the mesh data=3 has 3 devices, and there are 8; make them equal"),
+        ("--cost-db .", "cannot use the cost database .: "),
+        ("", "there is no cost database: $XSHARD_COST_DB is empty; give --cost-db FILE"),
+    ],
+)
+def test_bad_profiles_are_one_sentence(
+    costs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, line: str, message: str,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    example().save("plan.json")
+    Path("later.json").write_text('{"schema": "xshard.costs", "version": 9}')
+    row = {"device": "abacus", "jax": "1.0", "kind": "dot", "family": "f", "sizes": "8"}
+    Path("rows.json").write_text(
+        json.dumps({"schema": "xshard.costs", "version": 1, "costs": [row]})
+    )
+    Path("text.txt").write_text("costs")
+    where = [] if not line or "--cost-db" in line else ["--cost-db", str(costs)]
+    try:
+        code = cli.main(["profile", *line.split(), *where])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.startswith(f"xshard profile: {message}") and err.count("\n") == 1

@@ -14,16 +14,20 @@ from jax.sharding import AxisType, Mesh
 
 from xshard._jax import auto_mesh
 from xshard.cost.cluster import Cluster
+from xshard.cost.measured import Measured
+from xshard.cost.store import CostDb, keys_of, load, path_of
 from xshard.errors import MeshError, PlanError, TraceError
 from xshard.ir.trace import Traced, trace
 from xshard.pins import Pins, pins_of
 from xshard.plan.plan import Plan
 from xshard.plan.refuse import check_fits
-from xshard.planning import Prepared, Request, make_plan, prepare_all
+from xshard.planning import Prepared, Request, make_plan, measured, prepare_all
+from xshard.profile.quick import Costs
+from xshard.profile.targets import Step
 from xshard.run.call import Arguments, Call, name_of
 from xshard.run.constraints import constraints_of
 from xshard.run.fit import within_limit
-from xshard.run.hosts import agree, confirm, host_of_processes
+from xshard.run.hosts import agree, confirm, host_of_processes, same_text
 from xshard.run.step import Runnable, runnable
 from xshard.sharded import ShardedStep
 from xshard.spec import MeshShape
@@ -41,6 +45,8 @@ def auto_shard(
     static_argnums: int | Sequence[int] = (),
     time_limit: float = 60.0,
     plan: Plan | None = None,
+    cost_db: CostDb = None,
+    profile: bool | None = None,
 ) -> ShardedStep:
     """`jax.jit(fun)` over a mesh, with the shardings chosen by a solver.
 
@@ -55,6 +61,9 @@ def auto_shard(
       donate_argnums, static_argnums: as in `jax.jit`.
       time_limit: seconds that the solver may take at most; the best plan found is used.
       plan: a plan made before (`Plan.load`), used instead of planning.
+      cost_db: the database of measured costs: a path; None: the user's own; False: none.
+      profile: whether what the database lacks is measured first, for at most half a minute. None:
+        only for a kind of device that was never profiled. Processes other than 0 never do.
 
     Returns:
       A callable with `plan`, `lower`, `init`, `audit`, `in_shardings` and `out_shardings`.
@@ -69,6 +78,7 @@ def auto_shard(
     limit = _limit(memory_limit, _device_limit(devices))
     arguments = Arguments(fun, _numbers(static_argnums), _numbers(donate_argnums))
     given = _checked(plan)
+    costs = Costs(cost_db, False if given else profile)
     found: dict[tuple[str, ...], Plan] = {}
 
     def make(call: Call) -> Runnable:
@@ -77,6 +87,7 @@ def auto_shard(
             _request(traced, s, cluster, call, in_specs, out_specs, limit, time_limit)
             for s in shapes
         ])  # fmt: skip
+        tried = measured(tried, _shared(lambda: costs.of(_steps(tried), list(devices.flat))))
         same = tuple(p.fingerprint for p in tried)  # weak types make no other plan
 
         def under(bound: int | None) -> Runnable:
@@ -111,6 +122,7 @@ def plan(
     donate_argnums: int | Sequence[int] = (0,),
     static_argnums: int | Sequence[int] = (),
     time_limit: float = 60.0,
+    cost_db: CostDb = None,
 ) -> Plan:
     """The plan of `fun(*avals)` for devices that need not be here.
 
@@ -120,6 +132,7 @@ def plan(
       mesh: a `MeshShape`, or sizes; None: xshard tries all shapes of one and two axes.
       memory_limit: bytes per device or "30GB"; by default what the device has.
       donate_argnums: by default the first argument, the state.
+      cost_db: measurements of such devices, where there are any: as for `auto_shard`.
 
     The other arguments are those of `auto_shard`.
     """
@@ -133,7 +146,8 @@ def plan(
         _request(traced, shape, cluster, call, in_specs, out_specs, limit, time_limit)
         for shape in _shapes(mesh, cluster)
     ]
-    tried = prepare_all(requests)
+    known = load(path_of(cost_db), keys_of(cluster))
+    tried = measured(prepare_all(requests), known)
     best = make_plan(tried)
     step = PlannedStep(fun, call, _for_mesh(tried, best))
     return replace(best, seconds={"trace": seconds, **best.seconds}, _step=step)
@@ -160,7 +174,8 @@ def traced_for(
     call = Arguments(fun, _numbers(static_argnums), _numbers(donate_argnums)).call(avals, {})
     traced = trace(fun, avals, call.static)
     request = _request(traced, plan.mesh, cluster, call, in_specs, out_specs, None, 0.0)
-    [prepared] = prepare_all([request])
+    known = load(path_of(None), keys_of(cluster))
+    [prepared] = measured(prepare_all([request]), known)
     _check(plan, prepared, given=True)
     return PlannedStep(fun, call, prepared)
 
@@ -182,6 +197,19 @@ def built(
     )  # fmt: skip
 
 
+def profile_steps(
+    fun: Callable[..., Any], avals: Sequence[Any], cluster: Cluster, mesh: MeshShape | None
+) -> list[Step]:
+    """What to measure for `fun(*avals)` on a mesh over the cluster, or on each that is tried."""
+    call = Arguments(fun, (), (0,)).call(tuple(avals), {})
+    traced = trace(fun, tuple(avals), call.static)
+    requests = [
+        _request(traced, shape, cluster, call, None, None, None, 0.0)
+        for shape in _shapes(mesh, cluster)
+    ]
+    return _steps(prepare_all(requests))
+
+
 def read_bytes(text: int | float | str | None) -> int | None:
     """Bytes from a number or from text such as "30GB" (powers of 1000) or "24GiB" (of 1024).
 
@@ -199,6 +227,11 @@ def read_bytes(text: int | float | str | None) -> int | None:
     if nbytes < 1:
         raise MeshError(f"{text!r} is no size; write bytes, or text such as '30GB' or '24GiB'")
     return nbytes
+
+
+def _steps(tried: Sequence[Prepared]) -> list[Step]:
+    """What a profile measures."""
+    return [Step(p.classes, p.rules, p.prices) for p in tried]
 
 
 def _limit(given: int | float | str | None, otherwise: int | None) -> int | None:
@@ -240,6 +273,21 @@ def _donated_values(traced: Traced, call: Call) -> frozenset[int]:
         here = [next(leaves) for _ in range(tree.num_leaves)]
         found += here if i in call.donated else []
     return frozenset(found)
+
+
+def _shared(make: Callable[[], Measured | None]) -> Measured | None:
+    """What process 0 has measured, in every process: all must price alike."""
+    if jax.process_count() == 1:
+        return make()
+    found: Measured | None = None
+
+    def text() -> str:
+        nonlocal found
+        found = make()
+        return found.to_json() if found else ""
+
+    told = same_text(text)
+    return found or (Measured.from_json(told) if told else None)
 
 
 def _for_mesh(tried: list[Prepared], plan: Plan) -> Prepared:

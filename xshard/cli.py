@@ -1,4 +1,4 @@
-"""The command line: `xshard plan`, `xshard verify`, `xshard show` and `xshard diff`.
+"""The command line: `xshard plan`, `verify`, `show`, `diff` and `profile`.
 
 Exit codes: 0 when done, 1 when plans or predictions differ, 2 with one sentence on bad input.
 """
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from threading import Timer
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("before", metavar="A.json")
     diff.add_argument("after", metavar="B.json")
     diff.set_defaults(run=_diff)
+    _add_profile(commands.add_parser("profile", help="measure ops and collectives on this machine"))
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -82,6 +84,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     add("--mesh", type=_mesh, help='such as "2x8" or "data=2,model=8"; default: xshard chooses')
     add("--memory-limit", metavar="BYTES", help='per device, such as "30GB"')
     add("--time-limit", metavar="SECONDS", type=_positive, help="of the solver")
+    add("--cost-db", metavar="FILE", help="measured costs (default: the user's own)")
     add("--output", metavar="PLAN.json", help="save the plan")
     plan.set_defaults(run=_plan)
 
@@ -109,7 +112,9 @@ def _add_verify(verify: argparse.ArgumentParser) -> None:
 
 def _plan(args: argparse.Namespace) -> int:
     _without_devices()
-    options = {name: getattr(args, name) for name in ("mesh", "memory_limit", "time_limit")}
+    options = {
+        name: getattr(args, name) for name in ("mesh", "memory_limit", "time_limit", "cost_db")
+    }
     given = {name: value for name, value in options.items() if value is not None}
     with _progress(f"planning {args.function} for {args.cluster}"):
         function, avals = _named(args.function), _call(_named(args.example), args.example)
@@ -140,6 +145,45 @@ def _without_devices(virtual: int = 0) -> None:
     if virtual:
         count = f"--xla_force_host_platform_device_count={virtual}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
+
+
+def _add_profile(profile: argparse.ArgumentParser) -> None:
+    """The arguments of `xshard profile`."""
+    add = profile.add_argument
+    place = "MODULE:FUNCTION"
+    add("function", metavar=place, nargs="?", help="a training step; default: a standard sweep")
+    add("--args", metavar=place, dest="example", help="of the step, as for xshard plan")
+    add("--mesh", type=_mesh, help='such as "2x8"; default: one axis (the step: all shapes)')
+    add("--cpu-devices", metavar="N", type=int, help="so many virtual devices on this CPU")
+    add("--budget", metavar="SECONDS", type=_positive, default=300.0, help="default: 300")
+    add("--cost-db", metavar="FILE", help="default: the user's own")
+    add("--again", action="store_true", help="measure what is known, too")
+    instead = profile.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="only print what is known")
+    instead.add_argument("--export", metavar="F.json", help="only write what is known there")
+    instead.add_argument("--import", metavar="F.json", dest="import_", help="only read from there")
+    profile.set_defaults(run=_profile)
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from xshard.profile import command
+
+    if args.cpu_devices or args.list or args.export or args.import_:
+        _without_devices(args.cpu_devices or 0)
+    if args.list or args.export or args.import_:
+        report = command.known(args.cost_db, args.export, args.import_)
+    else:
+        step = None
+        if args.function:
+            if not args.example:
+                raise XshardError("a step needs --args MODULE:FUNCTION, which gives its arguments")
+            from xshard.api import profile_steps
+
+            avals = _call(_named(args.example), args.example)
+            step = partial(profile_steps, _named(args.function), avals)
+        report = command.measure(step, args.mesh, args.cost_db, args.budget, args.again)
+    _print(report, report.to_json() if args.json else None)
+    return 0
 
 
 def _show(args: argparse.Namespace) -> int:

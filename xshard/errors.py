@@ -42,3 +42,7 @@ class PlanError(XshardError):
 
 class VerifyError(XshardError):
     """A step cannot be compiled for a plan's devices: an extra is missing, or XLA fails."""
+
+
+class CostError(XshardError):
+    """A cost database, or a file of measured costs, cannot be used."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from xshard.cost.cluster import Cluster
 from xshard.cost.fusion import Storage, storage
 from xshard.cost.liveness import liveness
+from xshard.cost.measured import Measured
+from xshard.cost.measured_prices import prices_of
 from xshard.cost.prices import ClusterPrices
 from xshard.errors import InfeasibleError
 from xshard.fingerprint import fingerprint
@@ -46,6 +48,7 @@ class Request:
       donated: argument values whose memory may be reused.
       memory_limit: bytes per device, or None.
       time_limit_s: of the solver.
+      measured: what is known of the devices by measurement.
     """
 
     traced: Traced
@@ -57,6 +60,7 @@ class Request:
     donated: frozenset[int] = frozenset()
     memory_limit: int | None = None
     time_limit_s: float = 60.0
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +198,7 @@ def prepare(request: Request) -> Prepared:
     classes = fold(graph, {**{v: pin for v, pin in keys.items() if pin}, **request.pins})
     rules = tuple(rule_of(graph, graph.ops[m[len(m) // 2]]) for m in classes.members)
     stored = storage(graph, [rules[c] for c in classes.op_class.tolist()])
-    prices = ClusterPrices(graph, stored, request.cluster, request.mesh)
+    prices = prices_of(graph, stored, request.cluster, request.mesh, request.measured)
     return Prepared(request, classes, rules, stored, prices)
 
 
@@ -206,14 +210,26 @@ def prepare_all(requests: Sequence[Request]) -> list[Prepared]:
         if like is None:
             found.append(prepare(request))
             continue
-        graph = request.traced.graph
-        prices = ClusterPrices(graph, like.storage, request.cluster, request.mesh)
-        found.append(replace(like, request=request, prices=prices))
+        found.append(priced(replace(like, request=request)))
     return found
 
 
 def _pinned_alike(a: Request, b: Request) -> bool:
     return (a.pins, a.results) == (b.pins, b.results)
+
+
+def measured(tried: Sequence[Prepared], known: Measured | None) -> list[Prepared]:
+    """The same with prices by what is known of the devices by measurement."""
+    if not known:
+        return list(tried)
+    return [priced(replace(p, request=replace(p.request, measured=known))) for p in tried]
+
+
+def priced(prepared: Prepared) -> Prepared:
+    """The same with the prices of its request."""
+    r = prepared.request
+    prices = prices_of(r.traced.graph, prepared.storage, r.cluster, r.mesh, r.measured)
+    return replace(prepared, prices=prices)
 
 
 def model(prepared: Prepared) -> Modelled:

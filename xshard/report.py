@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from xshard.cost.measured import Source
 from xshard.cost.prices import ClusterPrices, reduction
 from xshard.cost.reshard import Step
 from xshard.errors import InfeasibleError
@@ -15,6 +16,7 @@ from xshard.ir.trace import Traced
 from xshard.plan.plan import Plan
 from xshard.plan.records import (
     Alternative,
+    CostSources,
     LiveTensor,
     PlannedArray,
     PlannedCollective,
@@ -42,6 +44,7 @@ def describe(
     a = decode(d, solution.choices)
     compute = sum(int(n.costs[c]) for n, c in zip(d.nodes, solution.choices, strict=True))
     ops = tuple(_op(d, a, prices, c) for c in range(len(d.classes.members)))
+    collectives = tuple(_collectives(d, a, prices))
     return Plan(
         fingerprint=fingerprint,
         mesh=d.mesh,
@@ -51,7 +54,7 @@ def describe(
         ops=ops,
         values=a.specs,
         copies=tuple((vc, phase, spec) for (vc, phase), spec in sorted(a.copies.items())),
-        collectives=tuple(_collectives(d, a, prices)),
+        collectives=tuple(c for c, _ in collectives),
         peak=peak_tensors(d, timeline, solution.choices),
         objective_ns=solution.objective,
         bound_ns=solution.bound,
@@ -59,6 +62,7 @@ def describe(
         communication_ns=solution.objective - compute,
         peak_bytes=int(timeline.curve(d, solution.choices).max(initial=0)),
         memory_limit=limit,
+        sources=_sources(d, a, prices, ops, collectives),
         notes=tuple(_notes(ops, prices)),
     )
 
@@ -101,6 +105,21 @@ def _op(d: Draft, a: Assignment, prices: ClusterPrices, c: int) -> PlannedOp:
     )  # fmt: skip
 
 
+def _sources(
+    d: Draft, a: Assignment, prices: ClusterPrices, ops: tuple[PlannedOp, ...],
+    collectives: tuple[tuple[PlannedCollective, Source], ...],
+) -> CostSources:  # fmt: skip
+    """How much of the time of ops and collectives is measured, interpolated and analytic."""
+    total: dict[Source, int] = {"measured": 0, "interpolated": 0, "analytic": 0}
+    for c, op in enumerate(ops):
+        if op.time_ns:
+            price = prices.op_price(d.graph, d.op(c), d.rules[c], a.strategies[c])
+            total[price.source] += op.time_ns
+    for collective, source in collectives:
+        total[source] += collective.time_ns
+    return CostSources(total["measured"], total["interpolated"], total["analytic"])
+
+
 def _notes(ops: tuple[PlannedOp, ...], prices: ClusterPrices) -> Iterator[str]:
     for op in ops:
         if not op.known:
@@ -112,19 +131,25 @@ def _notes(ops: tuple[PlannedOp, ...], prices: ClusterPrices) -> Iterator[str]:
         yield f"no table for the device kind {prices.cluster.device.name}: figures are guesses"
 
 
-def _collectives(d: Draft, a: Assignment, prices: ClusterPrices) -> Iterator[PlannedCollective]:
-    """Sums, resharded copies, other resharded operands, and results put in their places."""
+def _collectives(
+    d: Draft, a: Assignment, prices: ClusterPrices
+) -> Iterator[tuple[PlannedCollective, Source]]:
+    """Sums, resharded copies, other resharded operands, and results put in their places.
+
+    Each with where its time is from.
+    """
 
     def planned(
         steps: list[Step], value: Value, count: int, source: str, combined: bool = False
-    ) -> Iterator[PlannedCollective]:
+    ) -> Iterator[tuple[PlannedCollective, Source]]:
         for s in steps:
             axes = tuple(d.mesh.names[x] for x in s.axes)
             name = value.name or d.name_of(value)
             time_ns = count * prices.step_ns(s, combined)
-            yield PlannedCollective(
+            made = PlannedCollective(
                 s.kind, axes, round(s.nbytes), count, time_ns, name, source, value.dtype
             )
+            yield made, prices.step_source(s)
 
     for c, strategy in enumerate(a.strategies):
         op = d.op(c)

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from tests.plan.plans import alternatives, example
 from xshard.errors import PlanError
 from xshard.plan.check import KINDS
-from xshard.plan.plan import LiveTensor, Plan, PlannedArray, PlannedCollective, PlannedOp
+from xshard.plan.plan import (
+    CostSources,
+    LiveTensor,
+    Plan,
+    PlannedArray,
+    PlannedCollective,
+    PlannedOp,
+)
 from xshard.spec import MeshShape
 
 small = st.integers(0, 10**15)
@@ -61,7 +68,8 @@ def plans(draw: st.DrawFn) -> Plan:
         draw(text), mesh, draw(text), several(array), several(array), several(op), values, copies,
         several(collective), several(lambda: LiveTensor(draw(text), shape(), draw(text), 1, 2)),
         draw(small), draw(small), draw(small), draw(small), draw(small),
-        draw(st.none() | st.integers(1, 10**15)), several(lambda: draw(text)), {"solve": 1.0},
+        draw(st.none() | st.integers(1, 10**15)), several(lambda: draw(text)),
+        CostSources(draw(small), draw(small), draw(small)), {"solve": 1.0},
     )  # fmt: skip
 
 
@@ -160,7 +168,7 @@ def test_a_truncated_file_says_so(keep: int):
 
 
 WRONG = [
-    (("version",), 2, "the plan has version 2 of the format, and this xshard reads version 1"),
+    (("version",), 1, "the plan has version 1 of the format, and this xshard reads version 2"),
     (("version",), True, "has version True of the format"),
     (("fingerprint",), 3, "field fingerprint must be a string, and is 3"),
     (("peak_bytes",), 1.5, "field peak_bytes must be an integer, and is 1.5"),

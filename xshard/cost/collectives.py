@@ -116,11 +116,15 @@ class CollectiveModel:
             int(sharing),
         )
 
+    def cut(self, axes: tuple[int, ...], devices: int) -> Group:
+        """That group when only `devices` neighbours of it work together."""
+        return _cut(self.group(axes), devices)
+
     def _fit(self, kind: str, axes: tuple[int, ...], devices: int) -> Pieces:
         """The lines of one kind over `axes`, in groups of `devices`."""
         if kind not in KINDS:
             raise ValueError(f"no collective {kind!r}; kinds are {', '.join(KINDS)}")
-        device, group = self.cluster.device, _cut(self.group(axes), devices)
+        device, group = self.cluster.device, self.cut(axes, devices)
         if group.size == 1:
             return Pieces(())
         if kind == "reduce-scatter" and not device.fused_reduce_scatter:

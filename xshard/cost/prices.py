@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from xshard.cost.cluster import Cluster
 from xshard.cost.collectives import CollectiveModel
 from xshard.cost.compute import Dims, bandwidth, op_time_ns
+from xshard.cost.device import Device
 from xshard.cost.fusion import ALIASES, EXPENSIVE, Storage
+from xshard.cost.measured import Price, Source
 from xshard.cost.reshard import Resharder, Step, one_stop
 from xshard.ir.graph import Graph, Op, Value
 from xshard.rules.rule import Rule
@@ -31,15 +34,35 @@ _RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator")
 _TRANSCENDENTAL = EXPENSIVE - {*_RANDOM, "cumsum", "div", "sqrt", "rsqrt"}
 
 
-class ClusterPrices:
-    """Prices of one graph on a mesh laid over a cluster; implements `xshard.solve.draft.Prices`."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one op does on one device: the arguments of `op_time_ns`."""
 
-    def __init__(self, graph: Graph, storage: Storage, cluster: Cluster, mesh: MeshShape) -> None:
+    kind: str
+    flops: float
+    bytes_read: float
+    bytes_written: float
+    dtype: str
+    dims: Dims | None
+    elements: float
+    launches: int
+
+
+class ClusterPrices:
+    """Prices of one graph on a mesh laid over a cluster; implements `xshard.solve.draft.Prices`.
+
+    All of them are analytic; `measured_prices.MeasuredPrices` puts measurements in their place.
+    """
+
+    def __init__(
+        self, graph: Graph, storage: Storage, cluster: Cluster, mesh: MeshShape,
+        collectives: CollectiveModel | None = None,
+    ) -> None:  # fmt: skip
         self.graph = graph
         self.storage = storage
         self.cluster = cluster
         self.mesh = mesh
-        self.collectives = CollectiveModel(cluster, mesh)
+        self.collectives = collectives or CollectiveModel(cluster, mesh)
         self.resharder = Resharder(self.collectives)
         self._tables: dict[tuple[tuple[int, ...], float], tuple[Ints, Ints]] = {}
         self._specs = cache(lambda shape: specs_of(shape, mesh))
@@ -49,8 +72,23 @@ class ClusterPrices:
         """Nanoseconds of one run of an op under a strategy, collectives apart."""
         if op.prim == "transpose":
             return self._transpose_ns(graph, op, strategy)
-        if rule.kind in ("port", "pin") or op.prim in ALIASES:
+        if is_free(op, rule):
             return 0
+        work = self.work(graph, op, rule, strategy)
+        ins = [None if v is None else graph.values[v] for v in op.inputs]
+        copies_ns = self._copies_ns(rule, ins, strategy) if work.dims else 0
+        return copies_ns + work_ns(self.cluster.device, work)
+
+    def op_price(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> Price:
+        """The same, and where it is from."""
+        return Price(self.op_ns(graph, op, rule, strategy), "analytic")
+
+    def step_source(self, step: Step) -> Source:
+        """Where the time of a collective is from."""
+        return "analytic"
+
+    def work(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> Work:
+        """What one run of an op does on one device."""
         ins = [None if v is None else graph.values[v] for v in op.inputs]
         outs = [graph.values[v] for v in op.outputs]
         read = sum(
@@ -64,17 +102,15 @@ class ClusterPrices:
             if self.storage.stored[v.id]
         )
         dims = _matmul_dims(rule, strategy, self.mesh) if rule.kind == "heavy" else None
-        copies_ns = self._copies_ns(rule, ins, strategy) if dims else 0
-        return copies_ns + op_time_ns(
-            self.cluster.device,
+        return Work(
             "matmul" if dims else _kind(op, rule),
-            flops=(rule.flops or _flops(op, outs)) / strategy.splits(self.mesh),
-            bytes_read=read,
-            bytes_written=written,
-            dtype=_dtype(ins, outs),
-            dims=dims,
-            elements=sum(v.size for v in outs) / strategy.splits(self.mesh),
-            launches=int(any(self.storage.stored[v.id] for v in outs)),
+            (rule.flops or _flops(op, outs)) / strategy.splits(self.mesh),
+            read,
+            written,
+            _dtype(ins, outs),
+            dims,
+            sum(v.size for v in outs) / strategy.splits(self.mesh),
+            int(any(self.storage.stored[v.id] for v in outs)),
         )
 
     def _copies_ns(self, rule: Rule, ins: list[Value | None], strategy: Strategy) -> int:
@@ -165,6 +201,20 @@ class ClusterPrices:
 
     def _local(self, value: Value, spec: Spec) -> float:
         return value.nbytes / num_shards(spec, self.mesh)
+
+
+def is_free(op: Op, rule: Rule) -> bool:
+    """Whether an op moves and computes nothing."""
+    return rule.kind in ("port", "pin") or op.prim in ALIASES
+
+
+def work_ns(device: Device, work: Work) -> int:
+    """Nanoseconds of some work by the roofline of `compute.op_time_ns`."""
+    return op_time_ns(
+        device, work.kind, flops=work.flops, bytes_read=work.bytes_read,
+        bytes_written=work.bytes_written, dtype=work.dtype, dims=work.dims,
+        elements=work.elements, launches=work.launches,
+    )  # fmt: skip
 
 
 def reduction(

@@ -31,6 +31,10 @@ def _check_figures(plan: Plan) -> None:
     figures = ("objective_ns", "bound_ns", "compute_ns", "communication_ns", "peak_bytes")
     for name in figures:
         _require(getattr(plan, name) >= 0, name, f"is negative: {getattr(plan, name)}")
+    s = plan.sources
+    _require(
+        min(s.measured_ns, s.interpolated_ns, s.analytic_ns) >= 0, "sources", f"is negative: {s}"
+    )
     limit = plan.memory_limit
     _require(limit is None or limit > 0, "memory_limit", f"is not positive: {limit}")
 

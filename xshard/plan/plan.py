@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from xshard.plan.records import (
     Alternative,
+    CostSources,
     LiveTensor,
     PlannedArray,
     PlannedCollective,
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from xshard.plan.diff import PlanDiff
     from xshard.plan.explain import Explanation
 
-__all__ = ["Alternative", "LiveTensor", "Plan", "PlannedArray", "PlannedCollective", "PlannedOp"]
+__all__ = [
+    "Alternative", "CostSources", "LiveTensor", "Plan", "PlannedArray", "PlannedCollective",
+    "PlannedOp",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Plan:
       peak_bytes: predicted peak memory per device.
       memory_limit: bytes per device, or None.
       notes: what the user should know (an op without a rule, a limit of time that struck).
+      sources: how much of the predicted time is measured, interpolated and analytic.
       seconds: wall-clock seconds of each planning step; not saved, not compared.
     """
 
@@ -62,6 +67,7 @@ class Plan:
     peak_bytes: int
     memory_limit: int | None = None
     notes: tuple[str, ...] = ()
+    sources: CostSources = field(default_factory=CostSources)
     seconds: dict[str, float] = field(default_factory=dict[str, float], compare=False)
     _alternatives: Callable[[str], tuple[Alternative, ...]] | None = field(
         default=None, compare=False, repr=False

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from xshard.plan import names
-from xshard.plan.plan import LiveTensor, Plan, PlannedArray, PlannedCollective, PlannedOp
+from xshard.plan.plan import (
+    CostSources,
+    LiveTensor,
+    Plan,
+    PlannedArray,
+    PlannedCollective,
+    PlannedOp,
+)
 from xshard.plan.table import Part, Table
 from xshard.plan.units import (
     array_text,
@@ -57,12 +64,25 @@ def _header(plan: Plan) -> str:
         "mesh": mesh_text(plan.mesh),
         "cluster": plan.cluster,
         "predicted time": f"{duration(plan.objective_ns)} a step = {parts}",
+        "costs": _sources(plan.sources),
         "peak memory": f"{size(plan.peak_bytes)} a device ({limit})",
         "objective": f"{duration(plan.objective_ns)}, bound {duration(plan.bound_ns)}",
         "gap": optimality(plan.objective_ns, plan.bound_ns),
         "planned in": _seconds(plan.seconds),
     }
     return "\n".join(f"{name:<15} {text}" for name, text in lines.items() if text)
+
+
+def _sources(sources: CostSources) -> str:
+    """The shares of the predicted time, the larger first."""
+    parts = {
+        "measured": sources.measured_ns,
+        "interpolated between measurements": sources.interpolated_ns,
+        "from the device's table": sources.analytic_ns,
+    }
+    total = sum(parts.values())
+    largest = sorted(parts.items(), key=lambda part: -part[1])
+    return ", ".join(f"{ns / total:.0%} {name}" for name, ns in largest if ns)
 
 
 def _seconds(seconds: dict[str, float]) -> str:

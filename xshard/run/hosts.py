@@ -29,11 +29,28 @@ def agree(make: Callable[[], Plan]) -> Plan:
     """
     if jax.process_count() == 1:
         return make()
-    plan, error, message = None, None, b""
+    mine: list[Plan] = []
+
+    def text() -> str:
+        mine.append(make())
+        return mine[0].to_json()
+
+    told = same_text(text)
+    return mine[0] if mine else Plan.from_json(told)
+
+
+def same_text(make: Callable[[], str]) -> str:
+    """The text that `make` gives in process 0, in every process.
+
+    Raises:
+      XshardError: what `make` raised in process 0, in every process.
+    """
+    if jax.process_count() == 1:
+        return make()
+    error, message = None, b""
     if jax.process_index() == 0:
         try:
-            plan = make()
-            message = plan.to_json().encode()
+            message = make().encode()
         except Exception as failure:  # the others wait: they must hear of any failure
             error, message = failure, _FAILED + _told(failure)
     message = _broadcast(message)
@@ -41,7 +58,7 @@ def agree(make: Callable[[], Plan]) -> Plan:
         raise error
     if message.startswith(_FAILED):
         raise _heard(message[1:])
-    return plan or Plan.from_json(message.decode())
+    return message.decode()
 
 
 def agree_bytes(count: int) -> int:

@@ -1,0 +1,1 @@
+"""Measuring what ops and collectives cost on the devices that are here."""
