@@ -1,6 +1,8 @@
 """Clusters from text, files and device kinds."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -58,16 +60,73 @@ def test_own_file(tmp_path):
     assert cluster.intra_host == Cluster.parse("h100-80gb:8").intra_host
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("{", "not JSON"), ("[]", "not a JSON object"), ('{"device": "h100"}', "lacks or garbles"),
-     ('{"device": {"name": "x"}, "hosts": 1, "devices_per_host": 1}', "incomplete|lacks")],
-)  # fmt: skip
+def own(**changes):
+    """A user's own cluster: eight devices that are almost H100s, on two hosts."""
+    device = {
+        "like": "h100-80gb",
+        "name": "mine",
+        "memory_bytes": 1e11,
+        **changes.pop("device", {}),
+    }
+    return json.dumps({"device": device, "hosts": 2, "devices_per_host": 4, **changes})
+
+
+def test_own_figures_on_top_of_a_shipped_table():
+    shipped = Cluster.parse("h100-80gb:2x4")
+    cluster = Cluster.from_json(own(intra_host={"bandwidth_bytes_per_s": {"value": 2e11}}))
+    assert cluster.intra_host == replace(shipped.intra_host, bandwidth_bytes_per_s=2e11)
+    assert cluster.inter_host == shipped.inter_host
+    assert cluster.device == replace(shipped.device, name="mine", memory_bytes=10**11)
+    assert Cluster.from_json(cluster.to_json()) == cluster
+
+
+def test_cpus_in_a_file_share_the_cores():
+    text = '{"device": "cpu", "hosts": 1, "devices_per_host": 8}'
+    assert Cluster.from_json(text) == Cluster.parse("cpu:8")
+
+
+PEAK = {"float32": 1e13}
+BAD = [
+    ("{", "the cluster file FILE is not JSON: Expecting"),
+    ("[]", "the cluster file FILE is not a JSON object; give it, or"),
+    ("{}", "FILE: hosts is missing; it must be a whole number above 0"),
+    (own(hosts=0), "FILE: hosts must be a whole number above 0, and is 0"),
+    (own(devices_per_host="8"), 'devices_per_host must be a whole number above 0, and is "8"'),
+    (own(host=1), "FILE: host is unknown; did you mean 'hosts'?"),
+    ('{"device": 3, "hosts": 1, "devices_per_host": 1}', "FILE: device must be the name of"),
+    ('{"device": "p100", "hosts": 1, "devices_per_host": 1}', "device: no device table 'p100'"),
+    (own(device={"like": "p100"}), "device.like: no device table 'p100'; known kinds are"),
+    (own(device={"like": None}), "FILE: device.peak_flops is missing; give it, or"),
+    (own(device={"memory": 1}), "FILE: device.memory is unknown; did you mean 'memory_bytes'?"),
+    (own(device={"memory_bytes": "80GB"}), 'memory_bytes must be a number above 0, and is "80GB"'),
+    (own(device={"memory_bytes": -1}), "device.memory_bytes must be a number above 0, and is -1"),
+    (own(device={"memory_efficiency": 85}), "must be a number above 0 and up to 1, and is 85"),
+    (own(device={"peak_flops": 1e15}), "device.peak_flops must be an object of numbers by name"),
+    (own(device={"peak_flops": {"float16": 1e15}}), "device.peak_flops.float32 is missing"),
+    (own(device={"peak_flops": PEAK | {"int8": "?"}}), "peak_flops.int8 must be a number above 0"),
+    (own(device={"matmul": {"max_efficiency": 1}}), "device.matmul.half_m is missing"),
+    (own(device={"matmul": 0.8}), "device.matmul must be an object, and is 0.8"),
+    (own(device={"collectives": "tree"}), 'must be "ring" or "shared-memory", and is "tree"'),
+    (own(device={"collectives": "shared-memory", "collective_costs": {}}),
+     "device.collective_costs.all-gather.latency_per_member_s must be a number"),
+    (own(intra_host=5), "FILE: intra_host must be an object, and is 5"),
+    (own(inter_host={"latency_s": -1}), "inter_host.latency_s must be a number, 0 or above"),
+    (own(inter_host={"bandwidth": 1}), "inter_host.bandwidth is unknown; did you mean 'bandwi"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), BAD)
 def test_bad_file(tmp_path, text, message):
     path = tmp_path / "bad.json"
     path.write_text(text)
-    with pytest.raises(MeshError, match=message):
+    with pytest.raises(MeshError, match=re.escape(message.replace("FILE", str(path)))):
         Cluster.parse(str(path))
+
+
+@pytest.mark.parametrize("name", list(tables()))
+def test_shipped_tables_pass_the_same_checks(name):
+    text = json.dumps({"device": tables()[name], "hosts": 1, "devices_per_host": 8})
+    assert Cluster.from_json(text).device.name == name
 
 
 @pytest.mark.parametrize(

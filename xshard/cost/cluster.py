@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from xshard.cost.cluster_file import read_cluster
 from xshard.cost.device import Device, Link, device_of, link_of, plain, table_for_kind, table_named
 from xshard.errors import MeshError
 
@@ -50,7 +51,7 @@ class Cluster:
           MeshError: the text has no such form, or names no known kind.
         """
         if text.endswith(".json"):
-            return cls.from_json(_read(Path(text)))
+            return cls.from_json(_read(Path(text)), f"the cluster file {text}")
         match = _TEXT.fullmatch(text.strip())
         if match is None:
             raise MeshError(f"{text!r} is no cluster; write {_FORMS}")
@@ -81,36 +82,27 @@ class Cluster:
         return cls(device, hosts, devices_per_host, intra, inter)
 
     @classmethod
-    def from_json(cls, text: str) -> Cluster:
-        """Reads what `to_json` writes; "device" may also be the name of a known kind."""
-        data = _object(text)
-        try:
-            device = data["device"]
-            table = table_named(device) if isinstance(device, str) else device
-            links = [link_of(data.get(k) or table[k]) for k in ("intra_host", "inter_host")]
-            return cls(device_of(table), data["hosts"], data["devices_per_host"], *links)
-        except (KeyError, TypeError) as error:
-            raise MeshError(f"the cluster description lacks or garbles {error}") from error
+    def from_json(cls, text: str, name: str = "the cluster description") -> Cluster:
+        """Reads what `to_json` writes, or a user's own file: see `cluster_file.py`.
+
+        Args:
+          name: what errors call the text.
+
+        Raises:
+          MeshError: naming the first figure that is missing, unknown or impossible.
+        """
+        data = read_cluster(text, name)
+        return cls.from_table(data["device"], data["hosts"], data["devices_per_host"])
 
     def to_json(self) -> str:
         """This cluster as JSON text, every figure in it."""
         return json.dumps(plain(asdict(self)), indent=2, sort_keys=True)
 
 
-def _object(text: str) -> dict[str, Any]:
-    """The JSON object that `text` is."""
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise MeshError(f"the cluster description is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise MeshError("the cluster description is not a JSON object")
-    return data
-
-
 def _read(path: Path) -> str:
     """The text of a cluster file."""
     try:
         return path.read_text("utf-8")
-    except OSError as error:
-        raise MeshError(f"cannot read the cluster file {path}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MeshError(f"cannot read the cluster file {path}: {reason}") from error

@@ -135,6 +135,7 @@ def device_of(table: Mapping[str, Any]) -> Device:
     fields = {k: plain(v) for k, v in table.items() if k in names}
     try:
         fields["matmul"] = MatmulCurve(**fields["matmul"])
+        fields["memory_bytes"] = int(fields["memory_bytes"])
         return Device(**fields)
     except (KeyError, TypeError) as error:
         raise MeshError(f"the device table {table.get('name')!r} is incomplete: {error}") from error
