@@ -197,7 +197,8 @@ def prepare(request: Request) -> Prepared:
     keys = {v: request.results.get(i) for i, v in enumerate(graph.outputs) if v is not None}
     classes = fold(graph, {**{v: pin for v, pin in keys.items() if pin}, **request.pins})
     rules = tuple(rule_of(graph, graph.ops[m[len(m) // 2]]) for m in classes.members)
-    stored = storage(graph, [rules[c] for c in classes.op_class.tolist()])
+    keeps = request.cluster.device.keeps
+    stored = storage(graph, [rules[c] for c in classes.op_class.tolist()], keeps)
     prices = prices_of(graph, stored, request.cluster, request.mesh, request.measured)
     return Prepared(request, classes, rules, stored, prices)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests.steps import array
+from xshard.cost.cluster import Cluster
 from xshard.cost.fusion import Storage, storage
 from xshard.ir.graph import Graph
 from xshard.ir.trace import trace
@@ -17,7 +18,7 @@ from xshard.rules import rule_of
 
 
 def stored(fun: Callable[..., Any], *args: Any) -> tuple[Graph, Storage]:
-    graph = trace(fun, args).graph
+    graph = trace(fun, tuple(args)).graph
     return graph, storage(graph, [rule_of(graph, op) for op in graph.ops])
 
 
@@ -72,6 +73,57 @@ def test_stored_results(name: str) -> None:
     fun, args, expected = TABLE[name]
     graph, kept = stored(fun, *args)
     assert made(graph, kept) == expected
+
+
+def attention(w: Any, x: Any, v: Any) -> Any:
+    scores = (x @ w).astype(jnp.float32)
+    probs = jax.nn.softmax(scores).astype(jnp.float16)
+    return jnp.sum((probs @ v).astype(jnp.float32))
+
+
+def residual(w: Any, x: Any) -> Any:
+    x = x + x @ w
+    x = x + jnp.sin(x) @ w
+    return jnp.sum(x * x)
+
+
+def gelu(w: Any, x: Any) -> Any:
+    return jnp.sum(jnp.tanh(x @ w) ** 2)
+
+
+def dropout(w: Any, x: Any, key: Any) -> Any:
+    keep = jax.random.bits(jax.random.wrap_key_data(key), x.shape) > 2**30
+    return jnp.sum(jnp.where(keep, x @ w, 0) ** 2)
+
+
+HALF = array(32, 32, dtype=jnp.float16)
+GPU_TABLE = {
+    # name: function, arguments, what the forward pass stores
+    "a softmax of narrower scores is computed again": (
+        jax.grad(attention), [HALF, HALF, HALF], ["dot_general"],
+    ),
+    "a residual stream is kept": (
+        jax.grad(residual), [W, X], ["dot_general", "add", "sin", "dot_general", "add"],
+    ),
+    "what takes many instructions is kept": (jax.grad(gelu), [W, X], ["dot_general", "tanh"]),
+    "of a dropout its mask": (
+        jax.grad(dropout), [W, X, array(2, dtype=jnp.uint32)], ["gt", "dot_general"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GPU_TABLE)
+def test_kept_where_cheap_values_are_computed_again(name: str) -> None:
+    fun, args, expected = GPU_TABLE[name]
+    graph = trace(fun, tuple(args)).graph
+    rules = [rule_of(graph, op) for op in graph.ops]
+    kept = storage(graph, rules, Cluster.parse("h100:1").device.keeps)
+    found = [
+        op.prim for op in graph.ops for v in op.outputs
+        if op.phase == "fwd" and kept.stored[v] and kept.buffer[v] == v
+        and rules[op.id].kind in ("elementwise", "heavy")
+    ]  # fmt: skip
+    assert found == expected
 
 
 @pytest.mark.parametrize("name", TABLE)

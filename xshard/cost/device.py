@@ -8,7 +8,7 @@ virtual devices share: see `Device.sharing`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
@@ -66,6 +66,8 @@ class Device:
         where it was measured.
       combined_bytes: gradients are summed by collectives of about so many bytes, joined by XLA.
       collective_costs: for "shared-memory": fitted parameters by kind, see `collectives.py`.
+      keeps: primitives whose results are kept for the backward pass, where the compiler rather
+        computes others again (`xshard.cost.recompute`); None where it keeps what is costly.
       compile_for: what XLA must know to compile for this device without having one: "platform"
         ("cuda", "tpu" or "cpu") and "target"; see `xshard.verify.target`. Empty: it cannot.
       generic: no table for this kind of device; the figures are guesses.
@@ -87,6 +89,7 @@ class Device:
     seconds_per_element: Mapping[str, float] = field(default_factory=dict, hash=False)
     combined_bytes: float = 30 * 2**20
     collective_costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
+    keeps: Sequence[str] | None = field(default=None, hash=False)
     compile_for: Mapping[str, Any] = field(default_factory=dict, hash=False)
     generic: bool = False
 

@@ -8,8 +8,10 @@ are needed again later (the backward pass reads them).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from xshard.cost.recompute import keep_sources
 from xshard.ir.graph import Graph, Op
 from xshard.rules.rule import Rule
 
@@ -37,26 +39,38 @@ class Storage:
     Attributes:
       buffer: for each value, the value whose buffer it is (itself unless an alias).
       stored: for each value, whether it has a buffer of its own.
+      early: values that, if stored, are made at the start of the step.
     """
 
     buffer: tuple[int, ...]
     stored: tuple[bool, ...]
+    early: frozenset[int] = frozenset()
 
     def is_stored(self, value: int) -> bool:
         """Whether `value` can be read from memory."""
         return self.stored[self.buffer[value]]
 
 
-def storage(graph: Graph, rules: list[Rule]) -> Storage:
-    """Decides for every value; `rules` has one rule an op."""
+def storage(graph: Graph, rules: list[Rule], keeps: Collection[str] | None = None) -> Storage:
+    """Decides for every value; `rules` has one rule an op.
+
+    Args:
+      keeps: on a device that computes cheap values again rather than keep them, what it does not
+        compute twice; see `xshard.cost.recompute`.
+    """
     buffer = _buffers(graph)
     stored = [False] * len(graph.values)
     for v in (*graph.inputs, *graph.consts, *(o for o in graph.outputs if o is not None)):
         stored[buffer[v]] = True
     for op in graph.ops:
-        _mark(op, rules[op.id], buffer, stored)
-    _keep_for_later(graph, rules, buffer, stored)
-    return Storage(tuple(buffer), tuple(stored))
+        if keeps is None or op.prim != "random_bits":
+            _mark(op, rules[op.id], buffer, stored)
+    early = frozenset[int]()
+    if keeps is None:
+        _keep_for_later(graph, rules, buffer, stored)
+    else:
+        early = keep_sources(graph, rules, buffer, stored, keeps)
+    return Storage(tuple(buffer), tuple(stored), early)
 
 
 def _buffers(graph: Graph) -> list[int]:

@@ -47,6 +47,8 @@ def liveness(graph: Graph, storage: Storage, aliased: dict[int, int]) -> Livenes
         _write(op, storage, first, last, loop_end)
     for op in reversed(graph.ops):
         _read(op, storage, last, loop_end)
+    for v in storage.early:
+        first[v] = 0
     _alias(storage, aliased, first, last)
     gone = ~np.array(storage.stored, dtype=bool)
     first[gone], last[gone] = -1, -2
