@@ -114,8 +114,16 @@ def _check_figure(record: Mapping[str, Any], key: str, where: str, name: str) ->
             raise _error(name, place, wanted, record, key)
 
 
+def _names_or_none(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    )
+
+
 def _wanted(key: str) -> tuple[str, Callable[[Any], bool]]:
     """What a figure must be, in words and as a test."""
+    if key == "keeps":
+        return "a list of names of primitives", _names_or_none
     if key in _TEXTS:
         return "a text", lambda v: isinstance(v, str) and bool(v)
     if key in _FLAGS:
