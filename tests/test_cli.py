@@ -248,6 +248,7 @@ def test_measured_costs_are_listed_and_travel_as_json(
         ("--import rows.json", "rows.json: costs[0]: field 'sizes' is missing or of the wrong"),
         ("--import text.txt", "text.txt is no JSON ("),
         ("--list --export f.json", "argument --export: not allowed with argument --list"),
+        ("--cpu-devices 0", "argument --cpu-devices: '0' is no number of devices"),
         ("--budget 0", "argument --budget: '0' is no number of seconds above 0"),
         ("math:sqrt", "a step needs --args MODULE:FUNCTION, which gives its arguments"),
         ("--mesh 3", "the mesh data=3 has 3 devices, and there are 8; make them equal"),

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 from xshard._jax import auto_mesh
 from xshard.cost.cluster import Cluster
 from xshard.cost.measured import Measured
-from xshard.cost.store import CostDb, keys_of, load, path_of
+from xshard.cost.store import CostDb, known
 from xshard.errors import MeshError, PlanError, TraceError
 from xshard.ir.trace import Traced, trace
 from xshard.pins import Pins, pins_of
@@ -146,8 +146,7 @@ def plan(
         _request(traced, shape, cluster, call, in_specs, out_specs, limit, time_limit)
         for shape in _shapes(mesh, cluster)
     ]
-    known = load(path_of(cost_db), keys_of(cluster))
-    tried = measured(prepare_all(requests), known)
+    tried = measured(prepare_all(requests), known(cost_db, cluster))
     best = make_plan(tried)
     step = PlannedStep(fun, call, _for_mesh(tried, best))
     return replace(best, seconds={"trace": seconds, **best.seconds}, _step=step)
@@ -174,8 +173,7 @@ def traced_for(
     call = Arguments(fun, _numbers(static_argnums), _numbers(donate_argnums)).call(avals, {})
     traced = trace(fun, avals, call.static)
     request = _request(traced, plan.mesh, cluster, call, in_specs, out_specs, None, 0.0)
-    known = load(path_of(None), keys_of(cluster))
-    [prepared] = measured(prepare_all([request]), known)
+    [prepared] = measured(prepare_all([request]), known(None, cluster))
     _check(plan, prepared, given=True)
     return PlannedStep(fun, call, prepared)
 

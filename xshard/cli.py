@@ -154,7 +154,7 @@ def _add_profile(profile: argparse.ArgumentParser) -> None:
     add("function", metavar=place, nargs="?", help="a training step; default: a standard sweep")
     add("--args", metavar=place, dest="example", help="of the step, as for xshard plan")
     add("--mesh", type=_mesh, help='such as "2x8"; default: one axis (the step: all shapes)')
-    add("--cpu-devices", metavar="N", type=int, help="so many virtual devices on this CPU")
+    add("--cpu-devices", metavar="N", type=_count, help="so many virtual devices on this CPU")
     add("--budget", metavar="SECONDS", type=_positive, default=300.0, help="default: 300")
     add("--cost-db", metavar="FILE", help="default: the user's own")
     add("--again", action="store_true", help="measure what is known, too")
@@ -279,6 +279,12 @@ def _mesh(text: str) -> MeshShape:
         raise argparse.ArgumentTypeError(
             f'{text!r} is no mesh; write "2x8" (up to {len(_AXES)} axes) or "data=2,model=8"'
         ) from None
+
+
+def _count(text: str) -> int:
+    if text.isdecimal() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of devices")
 
 
 def _positive(text: str) -> float:

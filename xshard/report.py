@@ -127,8 +127,7 @@ def _notes(ops: tuple[PlannedOp, ...], prices: ClusterPrices) -> Iterator[str]:
                 f"{op.prim} at {op.source or op.scope or 'an unknown line'} has no rule: it runs "
                 f"whole on every device ({op.members} ops, {op.time_ns * 1e-6:.3g} ms)"
             )
-    if prices.cluster.device.generic:
-        yield f"no table for the device kind {prices.cluster.device.name}: figures are guesses"
+    yield from prices.notes()
 
 
 def _collectives(

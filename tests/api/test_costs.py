@@ -16,7 +16,10 @@ import pytest
 from jax.sharding import Mesh
 
 import xshard
+from xshard import api
 from xshard.cost.database import CostDatabase
+from xshard.cost.measured import Measured
+from xshard.cost.signature import Signature
 from xshard.cost.store import VARIABLE, path_of
 from xshard.errors import CostError
 from xshard.plan.plan import Plan
@@ -81,7 +84,7 @@ def test_unknown_devices_are_profiled_once(
 ):
     path = tmp_path / "costs.sqlite"
     plan = planned(mesh(2, 4), cost_db=path)
-    assert "was never profiled: measuring it for up to 20 s, once; profile=False" in caplog.text
+    assert "was never profiled; measuring what this step needs for up to 20 s, once" in caplog.text
     assert {t.axes for t in measured} == {(), ("x",), ("y",), ("x", "y")}
     assert plan.sources.measured_ns + plan.sources.interpolated_ns > plan.sources.analytic_ns
     assert "interpolated between measurements" in str(plan)
@@ -140,6 +143,17 @@ def test_where_a_database_cannot_be(
         planned(mesh(8), profile=True, cost_db=nowhere)
 
 
+def test_other_processes_take_what_process_0_has_measured(monkeypatch: pytest.MonkeyPatch):
+    told = Measured({Signature("loop", "reduce float32", (64,)): 2.0}, "abacus", "1.0").to_json()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(api, "same_text", lambda make: told)
+    found = api._shared(lambda: pytest.fail("only process 0 measures"))
+    assert found and found.to_json() == told
+    monkeypatch.setattr(api, "same_text", lambda make: make())
+    assert api._shared(lambda: None) is None
+    assert api._shared(lambda: found) is found
+
+
 def test_where_the_users_own_database_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert path_of(False) is None
     assert path_of(tmp_path / "a") == str(tmp_path / "a")
@@ -167,4 +181,11 @@ def test_rows_of_another_jax_serve_where_there_are_no_others(
     planned(mesh(8), cost_db=path, profile=True)
     with CostDatabase(path) as db:
         db._db.execute("UPDATE costs SET jax = '0.9'")
-    assert planned(mesh(8), cost_db=path).sources.measured_ns > 0
+    plan = planned(mesh(8), cost_db=path)
+    assert plan.sources.measured_ns > 0
+    assert [n for n in plan.notes if n.startswith("costs were measured with jax 0.9, and this is")]
+
+
+def test_a_database_that_is_named_has_to_be_there(tmp_path: Path):
+    with pytest.raises(CostError, match=r"there is no cost database .*none; name another, or make"):
+        xshard.plan(step, PARAMS, X, cluster="cpu:8", cost_db=tmp_path / "none")

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -121,6 +122,13 @@ def test_bad_file(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(MeshError, match=re.escape(message.replace("FILE", str(path)))):
         Cluster.parse(str(path))
+
+
+def test_the_documented_file_is_one():
+    page = (Path(__file__).parents[2] / "docs" / "cost_model.md").read_text("utf-8")
+    [text] = re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    cluster = Cluster.from_json(text)
+    assert (cluster.device.name, cluster.num_devices) == ("h100-pcie", 32)
 
 
 @pytest.mark.parametrize("name", list(tables()))

@@ -20,7 +20,8 @@ from xshard.cost.cluster import Cluster
 from xshard.cost.collectives import KINDS, CollectiveModel
 from xshard.cost.database import CostDatabase
 from xshard.cost.signature import Signature, loop
-from xshard.cost.store import device_key, jax_version
+from xshard.cost.store import device_key
+from xshard.cost.versions import jax_version
 from xshard.profile.programs import LOOPS, looped
 from xshard.profile.run import Bench, Progress, profile
 from xshard.profile.targets import LOOP_KINDS, Target, sweep

@@ -33,6 +33,7 @@ from xshard.cost.prices import ClusterPrices, Work, is_free, work_ns
 from xshard.cost.reshard import Step
 from xshard.cost.signature import BY_ELEMENT, DOT, LOOP, collective, einsum_of, loop, of_op
 from xshard.cost.signature import Signature as Sig
+from xshard.cost.versions import jax_version
 from xshard.ir.graph import Graph, Op
 from xshard.rules.rule import Rule
 from xshard.spec import MeshShape
@@ -110,6 +111,13 @@ class MeasuredPrices(ClusterPrices):
     def step_source(self, step: Step) -> Source:
         """Where the time of a collective is from."""
         return self._source(step)
+
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the prices."""
+        known, here = self._measured.jax, jax_version()
+        if known in ("", here):
+            return super().notes()
+        return (*super().notes(), f"costs were measured with jax {known}, and this is jax {here}")
 
     def _heavy(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> Price:
         ins = [None if v is None else graph.values[v] for v in op.inputs]

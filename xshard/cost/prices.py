@@ -87,6 +87,15 @@ class ClusterPrices:
         """Where the time of a collective is from."""
         return "analytic"
 
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the prices."""
+        device = self.cluster.device
+        return (
+            (f"no table for the device kind {device.name}: figures are guesses",)
+            if device.generic
+            else ()
+        )
+
     def work(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> Work:
         """What one run of an op does on one device."""
         ins = [None if v is None else graph.values[v] for v in op.inputs]

@@ -8,7 +8,6 @@ import platform
 import sys
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from xshard.cost.database import CostDatabase, Row
 from xshard.cost.device import tables
 from xshard.cost.measured import Measured
 from xshard.cost.signature import Signature
+from xshard.cost.versions import jax_version
 from xshard.errors import CostError
 
 CostDb = str | os.PathLike[str] | Literal[False] | None
@@ -46,11 +46,6 @@ def _cache_folder() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-
-
-def jax_version() -> str:
-    """Of the JAX that is installed."""
-    return version("jax")
 
 
 def device_key(device_kind: str, devices_per_host: int) -> str:
@@ -102,6 +97,21 @@ def load(path: str | None, keys: Sequence[str]) -> Measured | None:
     with CostDatabase(path, write=False) as db:
         rows = db.rows(keys)
     return of_rows(rows)
+
+
+def known(cost_db: CostDb, cluster: Cluster) -> Measured | None:
+    """The measurements to plan with for a cluster; None without any.
+
+    Raises:
+      CostError: the database that is named does not exist or cannot be read.
+    """
+    path = path_of(cost_db)
+    if path is not None and cost_db is not None and not os.path.exists(path):
+        raise CostError(
+            f"there is no cost database {path}; name another, or make it by "
+            f"`xshard profile --cost-db {path}`"
+        )
+    return load(path, keys_of(cluster))
 
 
 def of_rows(rows: Sequence[Row]) -> Measured | None:

@@ -60,11 +60,10 @@ class Costs:
         known = found is not None or was_measured(steps[0].prices.cluster)
         if self.wanted is False or (self.wanted is None and known):
             return found
-        reason = "" if known else f"{key} was never profiled: "
         _LOG.warning(
-            "%smeasuring it for up to %.0f s, once; profile=False plans without, and "
-            "`xshard profile` measures more",
-            reason, self.budget_s,
+            "%s; measuring what this step needs for up to %.0f s, once; profile=False plans "
+            "without, and `xshard profile` measures more",
+            f"profile=True on {key}" if known else f"{key} was never profiled", self.budget_s,
         )  # fmt: skip
         return self._measured(steps, here, key, path)
 

@@ -13,7 +13,8 @@ from jax.sharding import AxisType, Mesh
 
 from xshard.cost.collectives import KINDS
 from xshard.cost.database import CostDatabase, Row
-from xshard.cost.store import device_key, jax_version
+from xshard.cost.store import device_key
+from xshard.cost.versions import jax_version
 from xshard.profile.collectives import Collectives, fitting_work
 from xshard.profile.programs import program_of, turns_are_data
 from xshard.profile.targets import Target
