@@ -33,6 +33,9 @@ SMALLEST_COPY_BYTES = 1 << 14
 ENOUGH_GAP = 0.005
 """Where memory binds or choices are many, the search ends at a plan proven to be this close to the
 best: a tenth of what the cost model itself is off by."""
+_LEAST_S = 1.0
+"""What a round gets even if the time limit has passed, so that it ends with an answer."""
+
 MOST_ROUNDS = 12
 """How often rows of live memory that an answer violates are added before giving up."""
 
@@ -253,13 +256,14 @@ def _search(modelled: Modelled, limit: int | None, *, diagnose: bool) -> Solutio
     The limit of an answer that nothing fits is the smallest one that it found.
     """
     d, timeline = modelled.draft, modelled.timeline
-    time_limit_s = modelled.prepared.request.time_limit_s
+    end = time.monotonic() + modelled.prepared.request.time_limit_s
     rows = first_rows(d, timeline) if limit is not None else ()
     hint: tuple[int, ...] | None = None
     answer: Solution | Infeasible = Infeasible(None)
     for _ in range(MOST_ROUNDS):
         answer = solve(
-            modelled.problem(limit, rows), time_limit_s=time_limit_s, hint=hint,
+            modelled.problem(limit, rows), hint=hint,
+            time_limit_s=max(end - time.monotonic(), _LEAST_S),
             enough_gap=ENOUGH_GAP, diagnose=diagnose,
         )  # fmt: skip
         most = limit if isinstance(answer, Solution) else answer.smallest_limit
