@@ -4,7 +4,7 @@ What is looked up, and how:
 
   matmuls and convolutions   their signature; one whose two neighbours are not there is priced
                              analytically, times the median of measured over analytic time of its
-                             family (or of all matmuls), so that what happens to be measured is
+                             family (or of all families), so that what happens to be measured is
                              neither favoured nor passed over
   memory-bound ops           the curve of their kind and dtype over the bytes that they read and
                              write in memory, which fusion decides; a reader that is fused into
@@ -29,13 +29,13 @@ from xshard.cost.compute import bandwidth, op_time_ns
 from xshard.cost.device import Device
 from xshard.cost.fusion import Storage
 from xshard.cost.measured import Curve, Floats, Measured, Price, Source
-from xshard.cost.prices import ClusterPrices, Work, is_free, work_ns
+from xshard.cost.prices import ClusterPrices, Work, is_free, misplaced, work_ns
 from xshard.cost.reshard import Step
 from xshard.cost.signature import BY_ELEMENT, DOT, LOOP, collective, einsum_of, loop, of_op
 from xshard.cost.signature import Signature as Sig
 from xshard.cost.versions import jax_version
 from xshard.ir.graph import Graph, Op
-from xshard.rules.rule import Rule
+from xshard.rules.rule import Rule, parse
 from xshard.spec import MeshShape
 from xshard.strategies import Strategy
 
@@ -131,11 +131,13 @@ class MeasuredPrices(ClusterPrices):
         return Price(ns * right, "analytic")
 
     def _correction_of(self, family: str) -> float:
-        """Measured over analytic time: median of the family's rows, or else of all matmuls."""
-        device, families = self.cluster.device, sorted(self._measured.families)
-        known = [family] if (DOT, family) in families else [f for k, f in families if k == DOT]
-        rows = {s: t for f in known for s, t in self._measured.of_family(DOT, f).items()}
-        return median(t / dot_ns(device, s) for s, t in rows.items()) if rows else 1.0
+        """Measured over analytic time: median of the family's rows, or else of all families."""
+        families = sorted(f for kind, f in self._measured.families if kind == DOT)
+        if family not in families:
+            known = [self._correction(f) for f in families]
+            return median(known) if len(known) >= _ENOUGH_FAMILIES else 1.0
+        rows = self._measured.of_family(DOT, family)
+        return median(t / dot_ns(self.cluster.device, s) for s, t in rows.items())
 
     def _loop(self, work: Work) -> Price:
         """A fused loop, never less than its arithmetic takes."""
@@ -164,7 +166,7 @@ def _loop_line(device: Device, kind: str, dtype: str) -> Callable[[Floats], Floa
 
 
 def dot_ns(device: Device, signature: Sig) -> int:
-    """The analytic time of a matmul's signature, without copies of its operands."""
+    """The analytic time of a matmul's signature, with copies of misplaced operands."""
     (left, right, out), dtypes = einsum_of(signature.family)
     sizes = dict(zip(dict.fromkeys((*left, *right, *out)), signature.sizes, strict=True))
     batch = [f for f in left if f in right and f in out]
@@ -172,10 +174,17 @@ def dot_ns(device: Device, signature: Sig) -> int:
     rows, columns = ([f for f in side if f in out and f not in batch] for side in (left, right))
     b, m, n, k = (math.prod(sizes[f] for f in part) for part in (batch, rows, columns, inner))
     width = _ITEMSIZE.get(dtypes[0], 4)
-    return op_time_ns(
+    text = ", ".join(map(" ".join, (left, right))) + " -> " + " ".join(out)
+    shapes = [tuple(sizes[f] for f in side) for side in (left, right, out)]
+    wrong = misplaced(parse(text, tuple(shapes[:2]), (shapes[2],)))
+    nbytes = sum(2 * width * math.prod(s) for s, w in zip(shapes, wrong, strict=False) if w)
+    copies_ns = nbytes / bandwidth(device, "transpose", dtypes[0]) * 1e9 * device.copies_operands
+    return round(copies_ns) + op_time_ns(
         device, "matmul", flops=2.0 * b * m * n * k, bytes_read=width * b * (m * k + k * n),
         bytes_written=width * b * m * n, dtype=dtypes[0], dims=(b, m, n, k),
     )  # fmt: skip
 
 
+_ENOUGH_FAMILIES = 3
+"""Matmuls of so many forms say how far the model is off for others, too."""
 _ITEMSIZE = {"float64": 8, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1}

@@ -127,11 +127,11 @@ class ClusterPrices:
         device = self.cluster.device
         if not device.copies_operands:
             return 0
-        misplaced = _misplaced(rule)
+        wrong = misplaced(rule)
         nbytes = sum(
             2 * self._local(v, spec)
-            for v, spec, wrong in zip(ins, strategy.operands, misplaced, strict=False)
-            if v is not None and wrong
+            for v, spec, moved in zip(ins, strategy.operands, wrong, strict=False)
+            if v is not None and moved
         )
         dtype = _dtype(ins, [])
         return round(nbytes / bandwidth(device, "transpose", dtype) * 1e9)
@@ -275,7 +275,7 @@ def _matmul_dims(rule: Rule, strategy: Strategy, mesh: MeshShape) -> Dims | None
     return dims[0], dims[1], dims[2], dims[3]
 
 
-def _misplaced(rule: Rule) -> tuple[bool, bool]:
+def misplaced(rule: Rule) -> tuple[bool, bool]:
     """Whether the left and the right operand of a matmul are out of order.
 
     Batch factors come first. The left operand's free factors come before the summed ones; the right

@@ -23,6 +23,8 @@ from xshard.spec import MeshShape
 
 _TURNS = 20
 """About how often a target runs until it is timed, at least."""
+_MOST_ERROR = 0.5
+TOO_NOISY = "other work on the machine leaves nothing to go by"
 _GROWTH = 8
 """Of the number of turns, where each is a program of its own."""
 
@@ -35,7 +37,7 @@ class Progress:
       total: targets.
       known: of these, those that were in the database before.
       measured: those that are new.
-      failed: what the devices did not run, with the reason.
+      failed: what the devices did not run, or only in noise, with the reason.
       seconds: spent.
       now: what is being measured.
     """
@@ -82,7 +84,7 @@ class Bench:
         assert target.mesh is not None
         s, mesh = target.signature, self.mesh(target.mesh)
         both, alone = self._collectives.programs(s.kind, s.sizes[0], mesh, target.axes)
-        patience = Patience(most=15, seconds=0.2, run_s=2e-2)
+        patience = Patience(seconds=0.2, noisy_s=1.5, run_s=2e-2)
         return turn_time(both, time.perf_counter, patience, alone, growth=self._growth)
 
     @property
@@ -121,6 +123,10 @@ def profile(
             reason = str(error).strip().splitlines() or [""]
             failure = str(target.signature), f"{type(error).__name__}: {reason[0]}"
             progress.failed = (*progress.failed, failure)
+            continue
+        if timing.error > _MOST_ERROR:
+            noise = f"{TOO_NOISY} (±{timing.error:.0%}): measure again when the machine is quiet"
+            progress.failed = (*progress.failed, (str(target.signature), noise))
             continue
         db.add([_row(target, timing, bench.device)])
         progress.measured += 1

@@ -28,7 +28,7 @@ from xshard.spec import MeshShape
 from xshard.strategies import strategies_of
 
 BYTES = {1 << 16: 0, 1 << 21: 2, 1 << 12: 4, 1 << 18: 4, 1 << 24: 4}
-"""Sizes of loops and collectives, and the round that each is measured in."""
+"""Sizes of loops, and the round that each is measured in; collectives are a round later."""
 LOOP_KINDS = ("elementwise", "reduce", "transcendental", "gather", "scatter", "random")
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 SWEEP_DTYPES = ("float32", "bfloat16")
@@ -95,7 +95,7 @@ def _ordered(targets: Iterable[Target]) -> list[Target]:
 
 
 def _ops(step: Step) -> Iterator[Target]:
-    """Matmuls and convolutions: their fastest strategies in rounds 0 and 1, then one a round."""
+    """Matmuls and convolutions: one strategy a round, the fastest first."""
     graph, mesh = step.prices.graph, step.prices.mesh
     for rule, members in zip(step.rules, step.classes.members, strict=True):
         if rule.kind != "heavy":
@@ -111,7 +111,7 @@ def _ops(step: Step) -> Iterator[Target]:
                 ns = ClusterPrices.op_ns(step.prices, graph, op, rule, strategy)
                 priced.append((ns, signature))
         for turn, (ns, signature) in enumerate(sorted(dict.fromkeys(priced))):
-            yield Target(signature, turn, len(members) * op.repeat * ns, ns)
+            yield Target(signature, 2 * turn, len(members) * op.repeat * ns, ns)
 
 
 def _loops(step: Step, largest: float) -> Iterator[Target]:
@@ -151,7 +151,7 @@ def _collectives(model: CollectiveModel, largest: float) -> Iterator[Target]:
                 if kind == "reduce-scatter" and not fused:
                     continue
                 signature = collective(kind, model.group(chosen), n)
-                yield Target(signature, turn, 1e18, mesh=mesh, axes=names)
+                yield Target(signature, turn + 1, mesh=mesh, axes=names)
 
 
 def _sizes(largest: float) -> Iterator[tuple[int, int]]:

@@ -25,22 +25,10 @@ Clock = Callable[[], float]
 
 SHORT = 1
 MOST_TURNS = 1 << 12
+SURE = 0.1
+"""The error of a median that is good enough."""
 _LEAST_PART = 1 / 64
 """Less than this part of a program cannot be told from noise: it is the least difference."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """When enough samples are taken: `least`, then until `seconds` are spent, or `most`.
-
-    Attributes:
-      run_s: a sample's long run takes at least this, so that clocks resolve it.
-    """
-
-    least: int = 5
-    most: int = 25
-    seconds: float = 0.1
-    run_s: float = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +38,34 @@ class Timing:
     median_ns: float
     spread: float
     samples: int
+
+    @property
+    def error(self) -> float:
+        """About how far off the median is, as a part of it."""
+        return self.spread / max(self.samples, 1) ** 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """When enough samples are taken: `least`, then until `seconds` are spent, or `most`.
+
+    Attributes:
+      noisy_s: until so many are spent while the error is above `SURE`.
+      run_s: a sample's long run takes at least this, so that clocks resolve it.
+    """
+
+    least: int = 5
+    most: int = 25
+    seconds: float = 0.1
+    noisy_s: float = 0.5
+    run_s: float = 2e-3
+
+    def wants_more(self, timing: Timing, spent_s: float) -> bool:
+        """Whether another sample is to be taken."""
+        if timing.samples < self.least:
+            return True
+        enough_s = self.seconds if timing.error <= SURE else self.noisy_s
+        return timing.samples < self.most and spent_s < enough_s
 
 
 def processor_s() -> float:
@@ -70,12 +86,11 @@ def turn_time(
     if baseline:
         baseline(turns)
     samples: list[tuple[float, float]] = []
-    began = time.perf_counter()
-    while len(samples) < patience.most and (
-        len(samples) < patience.least or time.perf_counter() - began < patience.seconds
-    ):
+    timing, began = Timing(0.0, 0.0, 0), time.perf_counter()
+    while patience.wants_more(timing, time.perf_counter() - began):
         samples.append(_sample(run, turns, clock, baseline))
-    return _timing(np.array(samples))
+        timing = _timing(np.array(samples))
+    return timing
 
 
 def _sample(run: Run, turns: int, clock: Clock, baseline: Run | None) -> tuple[float, float]:
