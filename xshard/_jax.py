@@ -19,13 +19,15 @@ from jax._src import core, debugging, dispatch, linear_util, source_info_util
 from jax._src import mesh as mesh_lib
 from jax._src.interpreters import partial_eval as pe
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.random import threefry2x32_p
 from jax.sharding import AxisType, Mesh
 
 __all__ = [
     "ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Var", "auto_mesh", "closed", "consts_of",
     "equation_context", "free_of_mesh", "has_explicit_axes", "has_mesh", "is_array_aval",
     "is_ordered_debugging", "is_user_file", "lowered", "needs_devices", "opened", "retraced",
-    "scan_counts", "scopes_and_transforms", "source_line", "sub_jaxprs", "typeof", "unsharded",
+    "retraced_at", "scan_counts", "scopes_and_transforms", "source_line", "sub_jaxprs",
+    "threefry_bits", "typeof", "unsharded",
     "without_dead_code",
 ]  # fmt: skip
 
@@ -82,6 +84,28 @@ def retraced(fun: Callable[..., Sequence[Any]], like: Any, *, lift: bool = False
         return closed(jaxpr, consts)
     lifted = pe.convert_constvars_jaxpr(jaxpr) if consts else jaxpr
     return (closed(lifted, []) if isinstance(like, ClosedJaxpr) else lifted), list(consts)
+
+
+def retraced_at(fun: Callable[..., Sequence[Any]], like: Any, avals: Sequence[Any]) -> Any:
+    """Traces `fun` over these types: (a jaxpr open or closed as `like`, its leading constants)."""
+    wrapped = linear_util.wrap_init(
+        lambda *args: list(fun(*args)), debug_info=opened(like).debug_info.with_unknown_names()
+    )
+    jaxpr, _, consts = pe.trace_to_jaxpr_dynamic(wrapped, list(avals))
+    lifted = pe.convert_constvars_jaxpr(jaxpr) if consts else jaxpr
+    return (closed(lifted, []) if isinstance(like, ClosedJaxpr) else lifted), list(consts)
+
+
+def threefry_bits(key: Any, high: Any, low: Any, width: int) -> Any:
+    """The bits of a threefry key's elements with these 64-bit numbers, as two uint32 arrays.
+
+    They are those that `jax.random.bits` gives with `jax_threefry_partitionable`.
+    """
+    words = jax.random.key_data(key)
+    x, y = threefry2x32_p.bind(words[0], words[1], high, low)
+    if width == 64:
+        return (x.astype("uint64") << 32) | y.astype("uint64")
+    return (x ^ y).astype(f"uint{width}")
 
 
 def lowered(jaxpr: ClosedJaxpr) -> ClosedJaxpr:

@@ -18,10 +18,11 @@ from xshard.cost.measured import Measured
 from xshard.cost.store import CostDb, known
 from xshard.errors import MeshError, PlanError, TraceError
 from xshard.ir.trace import Traced, trace
+from xshard.microbatching import Candidates, read_number
 from xshard.pins import Pins, pins_of
 from xshard.plan.plan import Plan
 from xshard.plan.refuse import check_fits
-from xshard.planning import Prepared, Request, make_plan, measured, prepare_all
+from xshard.planning import Prepared, Request, prepare_all
 from xshard.profile.quick import Costs
 from xshard.profile.targets import Step
 from xshard.run.call import Arguments, Call, name_of
@@ -44,6 +45,8 @@ def auto_shard(
     donate_argnums: int | Sequence[int] = (),
     static_argnums: int | Sequence[int] = (),
     time_limit: float = 60.0,
+    microbatches: int | str = 1,
+    batch_axes: Any = None,
     plan: Plan | None = None,
     cost_db: CostDb = None,
     profile: bool | None = None,
@@ -60,6 +63,10 @@ def auto_shard(
         result with PartitionSpecs that are kept; None where xshard is free.
       donate_argnums, static_argnums: as in `jax.jit`.
       time_limit: seconds that the solver may take at most; the best plan found is used.
+      microbatches: parts of the batch that run one after the other, with the results of the whole
+        batch (docs/microbatches.md); "auto": as many as make it fastest under the memory limit.
+      batch_axes: the batch's dimension in each argument, as `in_axes` of `jax.vmap`; by default
+        the leading dimension that the arguments beside the state share.
       plan: a plan made before (`Plan.load`), used instead of planning.
       cost_db: the database of measured costs: a path; None: the user's own; False: none.
       profile: whether what the database lacks is measured first, for at most half a minute. None:
@@ -77,23 +84,25 @@ def auto_shard(
     cluster = Cluster.for_devices(devices.flat[0].device_kind, devices.size, _hosts(devices))
     limit = _limit(memory_limit, _device_limit(devices))
     arguments = Arguments(fun, _numbers(static_argnums), _numbers(donate_argnums))
-    given = _checked(plan)
+    given, number = _checked(plan, microbatches), read_number(microbatches)
     costs = Costs(cost_db, False if given else profile)
     found: dict[tuple[str, ...], Plan] = {}
 
     def make(call: Call) -> Runnable:
         traced = trace(call.on_row(fun), call.row, call.static, call.labels)
-        tried = prepare_all([
-            _request(traced, s, cluster, call, in_specs, out_specs, limit, time_limit)
-            for s in shapes
-        ])  # fmt: skip
-        tried = measured(tried, _shared(lambda: costs.of(_steps(tried), list(devices.flat))))
-        same = tuple(p.fingerprint for p in tried)  # weak types make no other plan
+        candidates = Candidates(
+            traced,
+            lambda t: [_request(t, s, cluster, call, in_specs, out_specs, limit, time_limit)
+                       for s in shapes],
+            number, batch_axes, _donated_values(traced, call), time_limit,
+        )  # fmt: skip
+        first = candidates.for_plan(given) if given else candidates.first()
+        candidates.know(_shared(lambda: costs.of(_steps(first), list(devices.flat))))
+        same = tuple(p.fingerprint for p in first)  # weak types make no other plan
 
         def under(bound: int | None) -> Runnable:
-            bounded = [replace(p, request=replace(p.request, memory_limit=bound)) for p in tried]
-            chosen = given or agree(lambda: found.get(same) or make_plan(bounded))
-            prepared = _for_mesh(tried, chosen)
+            chosen = given or agree(lambda: found.get(same) or candidates.best(bound))
+            prepared = _for_mesh(candidates.for_plan(chosen), chosen)
             _check(chosen, prepared, given=given is not None)
             return built(
                 fun, chosen if given else replace(chosen, memory_limit=limit), prepared, call,
@@ -123,6 +132,8 @@ def plan(
     static_argnums: int | Sequence[int] = (),
     time_limit: float = 60.0,
     cost_db: CostDb = None,
+    microbatches: int | str = 1,
+    batch_axes: Any = None,
 ) -> Plan:
     """The plan of `fun(*avals)` for devices that need not be here.
 
@@ -142,12 +153,15 @@ def plan(
     began = time.perf_counter()
     traced = trace(fun, avals, call.static)
     seconds = time.perf_counter() - began
-    requests = [
-        _request(traced, shape, cluster, call, in_specs, out_specs, limit, time_limit)
-        for shape in _shapes(mesh, cluster)
-    ]
-    tried = measured(prepare_all(requests), known(cost_db, cluster))
-    best = make_plan(tried)
+    candidates = Candidates(
+        traced,
+        lambda t: [_request(t, shape, cluster, call, in_specs, out_specs, limit, time_limit)
+                   for shape in _shapes(mesh, cluster)],
+        read_number(microbatches), batch_axes, _donated_values(traced, call), time_limit,
+    )  # fmt: skip
+    candidates.know(known(cost_db, cluster))
+    best = candidates.best(limit)
+    tried = candidates.for_plan(best)
     step = PlannedStep(fun, call, _for_mesh(tried, best))
     return replace(best, seconds={"trace": seconds, **best.seconds}, _step=step)
 
@@ -172,8 +186,12 @@ def traced_for(
     """
     call = Arguments(fun, _numbers(static_argnums), _numbers(donate_argnums)).call(avals, {})
     traced = trace(fun, avals, call.static)
-    request = _request(traced, plan.mesh, cluster, call, in_specs, out_specs, None, 0.0)
-    [prepared] = measured(prepare_all([request]), known(None, cluster))
+    candidates = Candidates(
+        traced,
+        lambda t: [_request(t, plan.mesh, cluster, call, in_specs, out_specs, None, 0.0)],
+    )
+    candidates.know(known(None, cluster))
+    [prepared] = candidates.for_plan(plan)
     _check(plan, prepared, given=True)
     return PlannedStep(fun, call, prepared)
 
@@ -303,9 +321,14 @@ def _check(plan: Plan, prepared: Prepared, *, given: bool) -> None:
     )
 
 
-def _checked(plan: Plan | None) -> Plan | None:
+def _checked(plan: Plan | None, microbatches: int | str) -> Plan | None:
     if plan is not None and not isinstance(plan, Plan):
         raise PlanError(f"plan must be a Plan, such as Plan.load(path) gives, not {plan!r}")
+    if plan is not None and microbatches not in (1, "auto", plan.microbatches):
+        raise PlanError(
+            f"the plan is for microbatches={plan.microbatches}, not {microbatches!r}; "
+            "leave the option out, or plan again"
+        )
     return plan
 
 

@@ -84,6 +84,12 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     add("--mesh", type=_mesh, help='such as "2x8" or "data=2,model=8"; default: xshard chooses')
     add("--memory-limit", metavar="BYTES", help='per device, such as "30GB"')
     add("--time-limit", metavar="SECONDS", type=_positive, help="of the solver")
+    add(
+        "--microbatches",
+        metavar="N",
+        type=_number,
+        help='parts of the batch, or "auto"; default: 1',
+    )
     add("--cost-db", metavar="FILE", help="measured costs (default: the user's own)")
     add("--output", metavar="PLAN.json", help="save the plan")
     plan.set_defaults(run=_plan)
@@ -112,9 +118,8 @@ def _add_verify(verify: argparse.ArgumentParser) -> None:
 
 def _plan(args: argparse.Namespace) -> int:
     _without_devices()
-    options = {
-        name: getattr(args, name) for name in ("mesh", "memory_limit", "time_limit", "cost_db")
-    }
+    names = ("mesh", "memory_limit", "time_limit", "microbatches", "cost_db")
+    options = {name: getattr(args, name) for name in names}
     given = {name: value for name, value in options.items() if value is not None}
     with _progress(f"planning {args.function} for {args.cluster}"):
         function, avals = _named(args.function), _call(_named(args.example), args.example)
@@ -285,6 +290,11 @@ def _count(text: str) -> int:
     if text.isdecimal() and int(text):
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no number of devices")
+
+
+def _number(text: str) -> int | str:
+    """A number where there is one; the planner says what else it takes."""
+    return int(text) if text.isdecimal() else text
 
 
 def _positive(text: str) -> float:

@@ -19,6 +19,10 @@ class PinError(XshardError):
     """A pin cannot hold: it names an unknown axis, has the wrong rank or does not divide."""
 
 
+class MicrobatchError(XshardError):
+    """The step cannot be split into so many microbatches: it is no sum over the batch, say."""
+
+
 class MeshError(XshardError):
     """The mesh or cluster does not fit the devices or cannot be read."""
 

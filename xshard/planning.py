@@ -52,6 +52,7 @@ class Request:
       memory_limit: bytes per device, or None.
       time_limit_s: of the solver.
       measured: what is known of the devices by measurement.
+      microbatches: in how many the traced step runs.
     """
 
     traced: Traced
@@ -64,6 +65,7 @@ class Request:
     memory_limit: int | None = None
     time_limit_s: float = 60.0
     measured: Measured | None = None
+    microbatches: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +111,32 @@ def make_plan(tried: Sequence[Prepared], on_step: Callable[[str], None] = lambda
         models = [model(prepared) for prepared in tried]
     with _clock("solve", seconds, on_step):
         chosen, solution = fastest(models)
-    request, prices = chosen.prepared.request, chosen.prepared.prices
     with _clock("describe", seconds, on_step):
-        plan = describe(
-            chosen.draft, chosen.timeline, solution, prices, request.traced,
-            fingerprint=chosen.prepared.fingerprint, limit=request.memory_limit,
-        )  # fmt: skip
+        plan = _described(chosen, solution)
+    return replace(plan, seconds=seconds)
+
+
+def plan_that_fits(tried: Sequence[Prepared]) -> Plan | None:
+    """As `make_plan`, but None where nothing fits the memory limit."""
+    seconds: dict[str, float] = {}
+    with _clock("build", seconds, lambda _: None):
+        models = [model(prepared) for prepared in tried]
+    with _clock("solve", seconds, lambda _: None):
+        answer = fitting(models)
+    if isinstance(answer, list):
+        return None
+    return replace(_described(*answer), seconds=seconds)
+
+
+def _described(chosen: Modelled, solution: Solution) -> Plan:
+    request, prices = chosen.prepared.request, chosen.prepared.prices
+    plan = describe(
+        chosen.draft, chosen.timeline, solution, prices, request.traced,
+        fingerprint=chosen.prepared.fingerprint, limit=request.memory_limit,
+    )  # fmt: skip
     explain = alternatives(chosen.draft, chosen.timeline, plan, request.traced, solution,
                            lambda d: limited(replace(chosen, draft=d)))  # fmt: skip
-    return replace(plan, seconds=seconds, _alternatives=explain)
+    return replace(plan, microbatches=request.microbatches, _alternatives=explain)
 
 
 def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:
@@ -129,10 +148,20 @@ def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:
     Raises:
       InfeasibleError: nothing fits on any of them.
     """
+    answer = fitting(models)
+    if isinstance(answer, tuple):
+        return answer
+    if answer:
+        limited(min(answer, key=lambda f: f[0])[1], len(models))  # raises, with the diagnosis
+    raise InfeasibleError(_CONTRADICTION)
+
+
+def fitting(
+    models: Sequence[Modelled],
+) -> tuple[Modelled, Solution] | list[tuple[int, Modelled]]:
+    """As `fastest`; where nothing fits, (a limit that would do, model) of each mesh."""
     free = [(unlimited(m), m) for m in models]
     order = sorted((s.objective, i) for i, (s, _) in enumerate(free) if s is not None)
-    if not order:
-        raise InfeasibleError(_CONTRADICTION)
     found: list[tuple[int, int, Solution]] = []
     bounds, failures = list[int](), list[tuple[int, Modelled]]()
     for _, i in order:
@@ -148,8 +177,7 @@ def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:
             found.append((answer.objective, i, answer))
             bounds.append(answer.bound)
     if not found:
-        limited(min(failures, key=lambda f: f[0])[1], len(models))  # raises, with the diagnosis
-        raise InfeasibleError(_CONTRADICTION)
+        return failures
     objective, i, solution = min(found, key=lambda f: f[:2])
     return free[i][1], replace(solution, bound=min(objective, *bounds))
 

@@ -24,6 +24,7 @@ def check_plan(plan: Plan) -> Plan:
         _require(0 <= value < len(plan.values), f"copies[{i}][0]", f"names no value: {value}")
         _check_spec(f"copies[{i}][2]", spec, plan.mesh)
     _check_collectives(plan)
+    _check_microbatches(plan)
     return plan
 
 
@@ -67,6 +68,18 @@ def _check_collectives(plan: Plan) -> None:
         unknown = [axis for axis in c.axes if axis not in plan.mesh.names]
         _require(not unknown, f"{where}.axes", f"names no axis of the mesh: {unknown}")
         _require(min(c.nbytes, c.count, c.time_ns) >= 0, where, "has a negative figure")
+
+
+def _check_microbatches(plan: Plan) -> None:
+    number, dims = plan.microbatches, plan.batch_dims
+    _require(number > 0, "microbatches", f"is not positive: {number}")
+    wanted = len(plan.arguments) if number > 1 else 0
+    _require(len(dims) == wanted, "batch_dims", f"needs {wanted} entries")
+    for i, (dim, array) in enumerate(zip(dims, plan.arguments, strict=False)):
+        where = f"batch_dims[{i}]"
+        _require(-1 <= dim < len(array.shape), where, f"names no dimension: {dim}")
+        rows = number if dim < 0 else array.shape[dim]
+        _require(rows % number == 0, where, f"has {rows} rows, not a multiple of {number}")
 
 
 def _check_spec(where: str, spec: Spec, mesh: MeshShape) -> None:

@@ -130,6 +130,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         "mesh": mesh_text(plan.mesh),
         "cluster": plan.cluster,
         "memory limit": limit,
+        "microbatches": str(plan.microbatches),
         "fingerprint": plan.fingerprint[:16],
     }
 

@@ -14,6 +14,7 @@ from xshard.plan.records import (
     PlannedArray,
     PlannedCollective,
     PlannedOp,
+    Trial,
 )
 from xshard.spec import MeshShape, Spec
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Alternative", "CostSources", "LiveTensor", "Plan", "PlannedArray", "PlannedCollective",
-    "PlannedOp",
+    "PlannedOp", "Trial",
 ]  # fmt: skip
 
 
@@ -45,6 +46,10 @@ class Plan:
       compute_ns, communication_ns: the parts of `objective_ns`.
       peak_bytes: predicted peak memory per device.
       memory_limit: bytes per device, or None.
+      microbatches: parts of the batch that the step goes through one after the other.
+      batch_dims: for each argument, its dimension that is cut into microbatches, -1 for none; empty
+        if there is one microbatch.
+      trials: the numbers of microbatches that were looked at, if more than one was.
       notes: what the user should know (an op without a rule, a limit of time that struck).
       sources: how much of the predicted time is measured, interpolated and analytic.
       seconds: wall-clock seconds of each planning step; not saved, not compared.
@@ -69,6 +74,9 @@ class Plan:
     notes: tuple[str, ...] = ()
     sources: CostSources = field(default_factory=CostSources)
     seconds: dict[str, float] = field(default_factory=dict[str, float], compare=False)
+    microbatches: int = 1
+    batch_dims: tuple[int, ...] = ()
+    trials: tuple[Trial, ...] = ()
     _alternatives: Callable[[str], tuple[Alternative, ...]] | None = field(
         default=None, compare=False, repr=False
     )

@@ -123,3 +123,16 @@ class Alternative:
     extra_ns: int | None
     peak_bytes: int | None
     chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A number of microbatches that was looked at.
+
+    Attributes:
+      time_ns, peak_bytes: predicted, of the best plan in so many; None if none fits.
+    """
+
+    microbatches: int
+    time_ns: int | None
+    peak_bytes: int | None

@@ -65,6 +65,7 @@ def _header(plan: Plan) -> str:
         "cluster": plan.cluster,
         "predicted time": f"{duration(plan.objective_ns)} a step = {parts}",
         "costs": _sources(plan.sources),
+        "microbatches": _microbatches(plan),
         "peak memory": f"{size(plan.peak_bytes)} a device ({limit})",
         "objective": f"{duration(plan.objective_ns)}, bound {duration(plan.bound_ns)}",
         "gap": optimality(plan.objective_ns, plan.bound_ns),
@@ -83,6 +84,17 @@ def _sources(sources: CostSources) -> str:
     total = sum(parts.values())
     largest = sorted(parts.items(), key=lambda part: -part[1])
     return ", ".join(f"{ns / total:.0%} {name}" for name, ns in largest if ns)
+
+
+def _microbatches(plan: Plan) -> str:
+    """The number, where there are several or others were looked at."""
+    if plan.microbatches == 1 and not plan.trials:
+        return ""
+    tried = ", ".join(
+        f"{t.microbatches}: " + ("does not fit" if t.time_ns is None else duration(t.time_ns))
+        for t in plan.trials
+    )
+    return f"{plan.microbatches}" + (f" (tried {tried})" if tried else "")
 
 
 def _seconds(seconds: dict[str, float]) -> str:
