@@ -44,6 +44,8 @@ def strategies_of(
     found: dict[tuple[object, ...], Strategy] = {}
     options = [_options(rule, *axis) for axis in zip(mesh.names, mesh.sizes, strict=True)]
     for factors in itertools.product(*options):
+        if rule.crowded.intersection(factors) and _copies(factors, mesh) > 1:
+            continue
         strategy = strategy_of(rule, mesh, factors, operand_ranks, result_ranks)
         if strategy is not None:
             key = (strategy.operands, strategy.results, strategy.partial, strategy.splits(mesh))
@@ -57,6 +59,11 @@ def specs_of(shape: tuple[int, ...], mesh: MeshShape) -> tuple[Spec, ...]:
     dims = tuple((name,) if n > 1 else () for name, n in zip(names, shape, strict=True))
     rule = Rule((), (dims,), dict(zip(names, shape, strict=True)), kind="view")
     return tuple(s.results[0] for s in strategies_of(rule, mesh, (), (len(shape),)))
+
+
+def _copies(factors: tuple[str | None, ...], mesh: MeshShape) -> int:
+    """How many devices do the same."""
+    return mesh.size_of(tuple(a for a, f in enumerate(factors) if f is None))
 
 
 def _options(rule: Rule, axis: str, axis_size: int) -> list[str | None]:

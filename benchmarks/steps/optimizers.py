@@ -54,7 +54,7 @@ def _step(optimizer: Any) -> Any:
         updates, inner = optimizer.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {"params": params, "optimizer": inner, "step": state["step"] + 1}
-        return new, {"loss": loss, "norm": optax.global_norm(grads), **more}
+        return new, {"loss": loss, "norm": optax.tree.norm(grads), **more}
 
     return step
 

@@ -14,6 +14,9 @@ from tests.rules.cases import CASES
 from tests.rules.one_op import Case, as_function, find, random_args, rule_of_equation
 from xshard.rules import Rule
 from xshard.rules.rule import Dim
+from xshard.run.constraints import partition_spec
+from xshard.spec import MeshShape
+from xshard.strategies import strategies_of
 
 COLLECTIVE = re.compile(
     r"= .*?(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)"
@@ -47,6 +50,22 @@ def test_xla_splits_each_factor_as_the_rule_says(case: Case, mesh) -> None:
         found = set(COLLECTIVE.findall(run.lower(*args).compile().as_text() or ""))
         expected = {"all-reduce"} if factor in rule.reduced else GATHERED.get(case.prim, set())
         assert found == expected, f"{factor} of {rule.text()}"
+        for part, reference in zip(run(*args), whole, strict=True):
+            assert_close(part, reference)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.prim.startswith("conv")], ids=str)
+def test_xla_computes_rightly_whatever_two_axes_split(case: Case, mesh) -> None:
+    eqn = find(case)
+    rule, args, shape = rule_of_equation(eqn), random_args(eqn), MeshShape(("x", "y"), (4, 2))
+    whole = as_function(eqn)(*args)
+    ranks = [tuple(len(v.aval.shape) for v in side) for side in (eqn.invars, eqn.outvars)]
+    for strategy in strategies_of(rule, shape, *ranks):
+        specs = [
+            [NamedSharding(mesh(4, 2), partition_spec(spec, mesh(4, 2))) for spec in side]
+            for side in (strategy.operands, strategy.results)
+        ]
+        run = jax.jit(as_function(eqn), in_shardings=specs[0], out_shardings=specs[1])
         for part, reference in zip(run(*args), whole, strict=True):
             assert_close(part, reference)
 

@@ -27,6 +27,40 @@ def test_groups_of_a_convolution_whose_layout_is_permuted(mesh) -> None:
     assert error > 0.1, "mended: unblock the groups in xshard/rules/conv.py"
 
 
+def test_sums_of_a_convolution_in_batch_groups(mesh) -> None:
+    """The gradient of a depthwise weight, its batch split over one of two axes, comes out twice."""
+
+    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+        return (jax.lax.conv_general_dilated(x, w, (1,), "SAME", feature_group_count=4) ** 2).sum()
+
+    x, w = jnp.arange(64.0).reshape(4, 4, 4) / 64, jnp.ones((4, 1, 3))
+    whole, rows = (NamedSharding(mesh(2, 2), spec) for spec in (P(), P("x")))
+    run = jax.jit(jax.grad(loss), in_shardings=(whole, rows), out_shardings=whole)
+    ratio = run(w, x) / jax.grad(loss)(w, x)
+    assert jnp.allclose(ratio, 2.0), "mended: `crowded` in xshard/rules/conv.py is not needed"
+
+
+def test_groups_of_a_convolution_split_with_what_is_in_them(mesh) -> None:
+    """Batch groups `(g n)` instead of feature groups: XLA aborts the process at the same split."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(1, 4, 8)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(8, 1, 3)), jnp.float32)
+
+    def conv(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, w, (1,), "SAME", feature_group_count=4)
+
+    def split(*spec: str | tuple[str, ...] | None) -> NamedSharding:
+        return NamedSharding(mesh(4, 2), P(*spec))
+
+    both = split(("x", "y"))
+    run = jax.jit(
+        conv, in_shardings=(split(None, "x"), both), out_shardings=split(None, ("x", "y"))
+    )
+    expected = conv(x, w)
+    error = float(jnp.abs(run(x, w) - expected).max() / jnp.abs(expected).max())
+    assert error > 0.1, "mended: unblock the features within groups in xshard/rules/conv.py"
+
+
 def test_rows_of_a_scatter_of_one_update(mesh) -> None:
     """Wrong in jax 0.10 where the rows are split over some axes, from a copy on each device."""
     x = jnp.arange(64.0).reshape(8, 8)

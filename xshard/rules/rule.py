@@ -55,6 +55,8 @@ class Rule:
       known: False for the fall-back of a primitive without a rule.
       bound: factor -> the name of the mesh axis that splits it, and nothing else, where the mesh
         has an axis of that name and size.
+      crowded: factors that may be split only where each device has a part of its own: XLA counts
+        copies of a part several times.
     """
 
     operands: tuple[tuple[Dim, ...] | None, ...]
@@ -67,6 +69,7 @@ class Rule:
     flops: float = 0.0
     known: bool = True
     bound: Mapping[str, str] = field(default_factory=dict[str, str])
+    crowded: frozenset[str] = frozenset()
 
     def text(self) -> str:
         """The rule in its text form."""
