@@ -174,6 +174,21 @@ def is_ordered_debugging(eqn: JaxprEqn) -> bool:
     return any(isinstance(e, debugging.OrderedDebugEffect) for e in eqn.effects)
 
 
+def has_own_derivatives(jaxpr: Any) -> bool:
+    """Whether an equation, at any depth, states how it is differentiated."""
+    return any(
+        eqn.primitive.name.startswith(("custom_jvp", "custom_vjp", "custom_linear_solve"))
+        or any(map(has_own_derivatives, sub_jaxprs(eqn)))
+        for eqn in opened(jaxpr).eqns
+    )
+
+
+def evaluate(jaxpr: ClosedJaxpr, args: Sequence[Any], consts: Sequence[Any]) -> list[Any]:
+    """The results of a jaxpr; `consts` begin with its own."""
+    inner = opened(jaxpr)
+    return core.eval_jaxpr(inner, consts[: len(inner.constvars)], *args)
+
+
 def needs_devices(jaxpr: Any) -> bool:
     """Whether it holds a callback or the like, which JAX lowers for one mesh of one type only."""
     inner = opened(jaxpr)

@@ -234,3 +234,22 @@ def test_wrapped_function_keeps_its_name_but_not_its_attributes(mesh: Meshes) ->
     layer = sharded(Layer(), mesh)
     assert_close(layer.lower(X).compile()(X), jnp.asarray(X @ X))
     assert layer.plan.arguments
+
+
+@jax.custom_vjp
+def straight_through(x: Any) -> Any:
+    return jnp.round(x * 4) / 4
+
+
+straight_through.defvjp(lambda x: (straight_through(x), None), lambda _, g: (7 * g,))
+
+
+def test_derivatives_are_those_that_the_function_states(mesh: Meshes) -> None:
+    def fun(x: Any, n: Any, key: Any) -> Any:
+        noise = jax.random.normal(key, x.shape)
+        return (straight_through(x @ X) * jnp.log(n + 1.0) + noise * jax.nn.relu(x)).sum()
+
+    args, step = (jnp.asarray(X), jnp.int32(3), KEY), sharded(fun, mesh)
+    expected = jax.grad(fun)(*args)
+    assert_close(jax.grad(step)(*args), expected)
+    assert_close(jax.grad(jax.jit(step))(*args), expected)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from xshard._jax import auto_mesh, needs_devices, typeof
+from xshard._jax import auto_mesh, evaluate, has_own_derivatives, needs_devices, typeof
 from xshard.ir.trace import Traced
 from xshard.plan.plan import Plan
 from xshard.run.annotate import Constraints, annotate
@@ -81,7 +81,7 @@ def runnable(
         traced.in_tree, [NamedSharding(mesh, partition_spec(a.spec, mesh)) for a in plan.arguments]
     )
     out_leaves = _out_shardings(plan, traced, mesh)
-    program = _in_auto_mode(annotate(traced, constraints), mesh, out_leaves)
+    program = _in_auto_mode(_derived(annotate(traced, constraints), traced), mesh, out_leaves)
     avals = [_type(a) for a in traced.in_avals]
     lead = (large,) if large else ()
 
@@ -106,6 +106,28 @@ def runnable(
     )
     out_shardings = jax.tree.unflatten(traced.out_tree, out_leaves)
     return Runnable(plan, traced, jitted, in_shardings, out_shardings, lead)
+
+
+def _derived(program: Callable[..., list[Any]], traced: Traced) -> Callable[..., list[Any]]:
+    """The program with the derivatives that its own functions state, which inlining drops.
+
+    Where there are any, it is differentiated as it was traced, without the plan's constraints.
+    """
+    if traced.closed_jaxpr.effects or not has_own_derivatives(traced.closed_jaxpr):
+        return program
+
+    @jax.custom_jvp
+    def planned(leaves: list[Any], consts: list[Any]) -> list[Any]:
+        return program(*leaves, consts=consts)
+
+    @planned.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        def plain(leaves: list[Any], consts: list[Any]) -> list[Any]:
+            return evaluate(traced.closed_jaxpr, leaves, consts)
+
+        return jax.jvp(plain, primals, tangents)
+
+    return lambda *leaves, consts: planned(list(leaves), list(consts))
 
 
 def _in_auto_mode(
