@@ -87,15 +87,14 @@ def difference(actual: Any, expected: Any) -> float:
         keys = jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
         return np.asarray(jax.random.key_data(x) if keys else x).astype(np.float64)
 
-    pairs = [
-        (wide(x), wide(y))
-        for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
-    ]
-    floor = NOISE * max(np.abs(y).max(initial=0) for _, y in pairs if y.dtype.kind == "f")
-    return max(
-        float(np.abs(x - y).max(initial=0) / max(np.abs(y).max(initial=0), floor, 1e-30))
+    pairs = list(zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True))
+    floats = [wide(y) for _, y in pairs if jax.numpy.issubdtype(y.dtype, jax.numpy.inexact)]
+    floor = NOISE * max(np.abs(y).max(initial=0) for y in floats)
+    differences = [
+        np.abs(wide(x) - wide(y)).max(initial=0) / max(np.abs(wide(y)).max(initial=0), floor)
         for x, y in pairs
-    )
+    ]
+    return float(max(differences))
 
 
 def main() -> None:
