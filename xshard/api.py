@@ -104,8 +104,10 @@ def auto_shard(
             chosen = given or agree(lambda: found.get(same) or candidates.best(bound))
             prepared = _for_mesh(candidates.for_plan(chosen), chosen)
             _check(chosen, prepared, given=given is not None)
+            if given is None and chosen.memory_limit != limit:
+                chosen = replace(chosen, memory_limit=limit)
             return built(
-                fun, chosen if given else replace(chosen, memory_limit=limit), prepared, call,
+                fun, chosen, prepared, call,
                 _laid_out(mesh, devices, chosen),
                 compiler_options=_compiler_options(devices, limit),
             )  # fmt: skip
