@@ -1,4 +1,4 @@
-"""The command line: `xshard plan`, `verify`, `show`, `diff` and `profile`.
+"""The command line: `xshard plan`, `verify`, `show`, `diff`, `profile` and `solve`.
 
 Exit codes: 0 when done, 1 when plans or predictions differ, 2 with one sentence on bad input.
 """
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("after", metavar="B.json")
     diff.set_defaults(run=_diff)
     _add_profile(commands.add_parser("profile", help="measure ops and collectives on this machine"))
+    _add_solve(commands.add_parser("solve", help="solve a problem from a file"))
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -114,6 +115,16 @@ def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("plan", metavar="PLAN.json")
     verify.add_argument("--cluster", help="the plan's, where no shipped table has its devices")
     verify.set_defaults(run=_verify)
+
+
+def _add_solve(solve: argparse.ArgumentParser) -> None:
+    add = solve.add_argument
+    add("problem", metavar="PROBLEM.json[.gz]", help="docs/solver.md describes the format")
+    add("--time-limit", metavar="SECONDS", type=_positive, default=60.0, help="default: 60")
+    add("--workers", metavar="N", type=_whole, default=os.cpu_count() or 1, help="default: all cores")
+    add("--seed", metavar="N", type=_whole, default=0, help="of the search; default: 0")
+    add("--output", "--out", metavar="SOLUTION.json", help="write the solution")
+    solve.set_defaults(run=_solve)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -201,6 +212,17 @@ def _diff(args: argparse.Namespace) -> int:
     diff = Plan.load(args.before).diff(Plan.load(args.after))
     _print(diff, json.dumps(asdict(diff), indent=1) + "\n" if args.json else None)
     return int(bool(diff))
+
+
+def _solve(args: argparse.Namespace) -> int:
+    from xshard.solve.command import run_solve, summary  # brings OR-tools, which others do not need
+
+    found = run_solve(
+        args.problem, time_limit_s=args.time_limit, workers=max(args.workers, 1), seed=args.seed,
+        output=args.output,
+    )  # fmt: skip
+    sys.stdout.write(json.dumps(found) + "\n" if args.json else summary(found))
+    return 0
 
 
 def _print(report: Any, text: str | None) -> None:
@@ -302,6 +324,13 @@ def _positive(text: str) -> float:
         if 0 < (value := float(text)) < math.inf:
             return value
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+
+
+def _whole(text: str) -> int:
+    with suppress(ValueError):
+        if (value := int(text)) >= 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
 
 
 @contextmanager

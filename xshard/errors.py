@@ -50,3 +50,7 @@ class VerifyError(XshardError):
 
 class CostError(XshardError):
     """A cost database, or a file of measured costs, cannot be used."""
+
+
+class ProblemError(XshardError):
+    """A file with a problem for the solver cannot be read or contradicts itself."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from xshard.solve.problem import FORBIDDEN, Ints, Problem
+from xshard.solve.spans import peak_of_spans
 
 
 class Violation(ValueError):
@@ -62,12 +63,17 @@ def objective_of(problem: Problem, choices: Sequence[int]) -> int:
 
 
 def evaluate(problem: Problem, choices: Sequence[int]) -> tuple[int, int, int | None]:
-    """(objective, peak bytes, index of the first row at the peak); (…, 0, None) without rows."""
+    """(objective, peak bytes, index of the first row at the peak).
+
+    The index is None without rows, and where the peak is at a time of the spans.
+    """
     objective = objective_of(problem, choices)
+    peak = peak_of_spans(problem, choices)[0] if len(problem.spans) else 0
     if not problem.rows:
-        return objective, 0, None
+        return objective, peak, None
     live = Ledger.of(problem).live_bytes(problem, choices)
-    return objective, int(live.max()), int(live.argmax())
+    most = int(live.max())
+    return objective, max(most, peak), int(live.argmax()) if most >= peak else None
 
 
 def check(problem: Problem, choices: Sequence[int]) -> int:
@@ -76,6 +82,8 @@ def check(problem: Problem, choices: Sequence[int]) -> int:
     Raises:
       Violation: naming the first node, edge or row that the choices violate.
     """
+    if len(choices) != len(problem.nodes):
+        raise Violation(f"{len(choices)} choices for {len(problem.nodes)} nodes")
     for node, choice in zip(problem.nodes, choices, strict=True):
         if not 0 <= choice < len(node.costs):
             raise Violation(f"node {node.name}: choice {choice} of {len(node.costs)}")
@@ -87,7 +95,9 @@ def check(problem: Problem, choices: Sequence[int]) -> int:
             pair = f"({choices[edge.a]}, {choices[edge.b]})"
             raise Violation(f"edge {a} – {b}: the pair {pair} is forbidden")
     objective, peak, worst = evaluate(problem, choices)
-    if worst is not None and problem.limit is not None and peak > problem.limit:
-        name = problem.rows[worst].name or str(worst)
-        raise Violation(f"row {name}: {peak} bytes live, the limit is {problem.limit}")
+    if problem.limit is not None and peak > problem.limit:
+        at = f"time {peak_of_spans(problem, choices)[1]}"
+        if worst is not None:
+            at = f"row {problem.rows[worst].name or worst}"
+        raise Violation(f"{at}: {peak} bytes live, the limit is {problem.limit}")
     return objective

@@ -15,7 +15,7 @@ spare and shares it out evenly among itself and them, which never lowers $L$: ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -108,6 +108,22 @@ class Diffusion:
                     break
         choices = min(map(self._decode, self._orders()), key=lambda c: self._total(c, tables))
         return _safely_below(min(self._bound(), self._total(choices, tables))), tuple(choices)
+
+    def raised(
+        self,
+        costs: Sequence[Ints],
+        tables: Sequence[Ints],
+        sweeps: int,
+        go_on: Callable[[], bool],
+    ) -> int:
+        """A lower bound of the least total after some sweeps; the messages go on from before."""
+        self.load(costs, tables)
+        order = range(len(self.places))
+        for sweep in range(sweeps):
+            if not go_on():
+                break
+            self._sweep(order if sweep % 2 else order[::-1])
+        return _safely_below(self._bound())
 
     def _orders(self) -> list[Sequence[int]]:
         """Forward, backward, and a few that are mixed, the same every time."""

@@ -7,7 +7,11 @@ $$\sum_i \mathrm{cost}_i[c_i] + \sum_{(i,j)} \mathrm{cost}_{ij}[c_i, c_j]$$
 subject to, for every row $t$ of live memory,
 
 $$\mathrm{base}_t + \sum_i n_{ti}\,\mathrm{usage}_i[c_i]
-  + \sum_{(i,j)} n_{t,ij}\,\mathrm{usage}_{ij}[c_i, c_j] \le \mathrm{limit}.$$
+  + \sum_{(i,j)} n_{t,ij}\,\mathrm{usage}_{ij}[c_i, c_j] \le \mathrm{limit},$$
+
+and, at every time $t$, for the nodes with a span $[\mathrm{first}, \mathrm{last})$ around $t$,
+
+$$\sum_{i: \mathrm{first}_i \le t < \mathrm{last}_i} \mathrm{usage}_i[c_i] \le \mathrm{limit}.$$
 
 A cost of `FORBIDDEN` or more means that the choice (or pair) is not allowed. A node may stand for
 many isomorphic ops: its costs then carry their number, and $n_{ti}$ counts how many of them are
@@ -60,11 +64,20 @@ class Row:
     name: str = ""
 
 
+def _no_spans() -> Ints:
+    return np.zeros((0, 3), np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """See the module's docstring. `limit` is in bytes; None for no limit.
 
-    `constant` is added to every objective: what the reductions have already decided.
+    Attributes:
+      rows: moments, each with what is live then: for counts and for edges that use memory.
+      constant: added to every objective: what the reductions have already decided.
+      spans: (node, first, last): the node's usage is live at all times in [first, last). Shape
+        (spans, 3). Where nodes live long this is a thousand times smaller than rows; `with_rows`
+        states it as rows, which is what all the exact parts of the solver read.
     """
 
     nodes: tuple[Node, ...]
@@ -72,6 +85,7 @@ class Problem:
     rows: tuple[Row, ...] = ()
     limit: int | None = None
     constant: int = 0
+    spans: Ints = field(default_factory=_no_spans)
 
     def verify(self) -> Problem:
         """Returns self if shapes and indices fit together; AssertionError otherwise."""
@@ -85,6 +99,9 @@ class Problem:
         for row in self.rows:
             assert len(row.nodes) == len(row.node_counts), row.name
             assert len(row.edges) == len(row.edge_counts), row.name
+        assert self.spans.shape[1:] == (3,), "spans are (node, first, last)"
+        assert not len(self.spans) or (self.spans[:, 0] < len(self.nodes)).all()
+        assert (self.spans[:, 1] <= self.spans[:, 2]).all(), "a span ends before it begins"
         return self
 
 

@@ -32,9 +32,11 @@ from xshard.solve.peak import NO_LIMIT, smallest_limit, summits, tidied, with_ro
 from xshard.solve.price import Point, Prices, Pricing, engine_of
 from xshard.solve.problem import FORBIDDEN, Infeasible, Problem, Solution
 from xshard.solve.reduce import FEW_ENTRIES, MOST_ENTRIES, Reduced, reduce
+from xshard.solve.spans import as_rows
 
 DETERMINISTIC_SHARE = 0.3
 MANY_CHOICES = 1500
+MANY_COUNTS = 1 << 20
 WALL_FACTOR = 4.0
 MIX = 4
 STEEPEST = 100.0
@@ -91,6 +93,7 @@ def solve(
     enough_gap: float = 0.0,
     diagnose: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
+    began_s: float | None = None,
 ) -> Solution | Infeasible:
     """The cheapest choices that fit the problem's limit.
 
@@ -106,18 +109,36 @@ def solve(
         otherwise the answer carries the smallest that the proof came by.
       enough_gap: the search ends at an answer that is proven to be this close to the best.
       on_progress: called after every stage.
+      began_s: when the time limit began, a reading of time.monotonic(); default: now.
 
     Returns:
       A Solution that `check` accepts; or Infeasible, with the smallest limit that is feasible.
     """
     problem.verify()
+    tell = on_progress or _silent
+    if len(problem.spans) and not problem.rows and not _is_small(problem):
+        from xshard.solve.large import solve_spans  # brings Numba, which plans do not need
+
+        return solve_spans(
+            problem, time_limit_s=time_limit_s, workers=workers, seed=seed, began_s=began_s,
+            report=lambda *news: tell(Progress(*news)),
+        )  # fmt: skip
+    problem = as_rows(problem) if len(problem.spans) else problem
     budget = Budget(time_limit_s * DETERMINISTIC_SHARE, workers, seed)
     search = _Search(
-        problem, Ledger.of(problem), budget, on_progress or _silent, enough_gap, diagnose
+        problem, Ledger.of(problem), budget, tell, enough_gap, diagnose
     )
     if hint is not None:
         search.offer(tuple(int(c) for c in hint))
     return search.run()
+
+
+def _is_small(problem: Problem) -> bool:
+    """Whether the exact search is the better one."""
+    return (
+        _num_choices(problem) <= MANY_CHOICES
+        and len(problem.spans) * len(np.unique(problem.spans[:, 1:])) <= MANY_COUNTS
+    )
 
 
 def _ceiling(problem: Problem) -> int:

@@ -1,0 +1,584 @@
+r"""A random walk over answers that fit, a tree of nodes at a time.
+
+One step (`walk`) grows a random tree of nodes that share no other edge among themselves, and takes
+the choices of the whole tree that minimise
+
+$$\sum_{i \in \mathrm{tree}} \big(\mathrm{cost}_i + \mathrm{price}_i - T g_i\big)[c_i]
+  + \sum_{\mathrm{edges}} \mathrm{cost}_{ij}[c_i, c_j],$$
+
+with everything else as it is, by dynamic programming from the leaves; $g$ is Gumbel noise, so that
+at temperature $T$ the step draws from (nearly) the Gibbs distribution of the tree, and at $T = 0$
+it is the best. $\mathrm{price}_i[c]$ is what the memory of a choice costs at the present prices of
+its moments (`priced`). A step whose memory does not fit is tried again at a higher price, then
+given up: no answer on the way exceeds the limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xshard.solve.flat import Flat, offsets_of
+from xshard.solve.jit import kernel
+from xshard.solve.problem import Ints
+
+Floats = NDArray[np.float64]
+WIDE = 24
+"""A node with more neighbours than this joins a tree with a probability that falls with them."""
+TRIES = 3
+
+
+class Net(NamedTuple):
+    """A flat problem with each edge stored for both ends, for `walk`.
+
+    Neighbours of node i: near[first[i] : first[i + 1]]; the table of that pair starts at `at` and
+    has the neighbour's choices as rows. `back` is the place of the same pair for the neighbour.
+    Spans of node i: spans[span_first[i] : span_first[i + 1]].
+    """
+
+    offsets: Ints
+    costs: Floats
+    first: Ints
+    near: Ints
+    at: Ints
+    back: Ints
+    tables: Floats
+    span_first: Ints
+    spans: Ints
+    span_from: Ints
+    span_to: Ints
+    span_starts: Ints
+    usage: Ints
+    room: Ints
+    free: Ints
+
+    @staticmethod
+    def of(flat: Flat) -> Net:
+        """For a problem that is contracted."""
+        m, n = len(flat.ends), len(flat.sizes)
+        both = flat.ends.reshape(-1)
+        order = np.argsort(both, kind="stable")
+        first = np.searchsorted(both[order], np.arange(n + 1)).astype(np.int64)
+        place = np.empty(2 * m, np.int64)
+        place[order] = np.arange(2 * m)
+        edge, side = np.divmod(order, 2)
+        near = both[2 * edge + 1 - side]
+        back = place[2 * edge + 1 - side]
+        starts = offsets_of(np.diff(flat.starts)[edge])
+        tables = np.empty(int(starts[-1]))
+        _orient(flat.offsets, flat.ends, flat.starts, flat.tables, edge, side, starts, tables)
+        spans = np.argsort(flat.span_nodes, kind="stable")
+        span_first = np.searchsorted(flat.span_nodes[spans], np.arange(n + 1)).astype(np.int64)
+        free = np.flatnonzero(flat.sizes > 1)
+        return Net(
+            flat.offsets, flat.costs.astype(np.float64), first, near, starts[:-1].copy(), back,
+            tables, span_first, spans, flat.span_from, flat.span_to, flat.span_starts, flat.usage,
+            flat.room, free,
+        )  # fmt: skip
+
+
+@kernel
+def _orient(offsets, ends, starts, tables, edge, side, at, out):
+    for j in range(len(edge)):
+        e = edge[j]
+        na = offsets[ends[e, 0] + 1] - offsets[ends[e, 0]]
+        nb = offsets[ends[e, 1] + 1] - offsets[ends[e, 1]]
+        for i in range(na):
+            for k in range(nb):
+                o = k * na + i if side[j] == 0 else i * nb + k
+                out[at[j] + o] = tables[starts[e] + i * nb + k]
+
+
+MOST_PARENTS = 8
+
+
+class Desk(NamedTuple):
+    """Where `walk` works: nothing in it matters between two calls.
+
+    A block has `largest` nodes at most, in the order in which they joined; `parents` are those
+    positions that a node's table spans, in rising order.
+    """
+
+    block: Ints
+    counts: Ints
+    parents: Ints
+    starts: Ints
+    child: Ints
+    sibling: Ints
+    new: Ints
+    own: Floats
+    work: Floats
+    joint: Floats
+    low: Floats
+    pick: NDArray[np.int32]
+    where: Ints
+    stamp: Ints
+    tried: Ints
+    frontier: Ints
+    waiting: Ints
+    waiting_parents: Ints
+    waiting_counts: Ints
+    delta: Ints
+    noise: Floats
+
+    @staticmethod
+    def of(net: Net, largest: int, entries: int, total: int) -> Desk:
+        """For blocks of `largest` nodes, tables of `entries` and `total` of these at once."""
+        n, widest = len(net.offsets) - 1, int(np.diff(net.offsets).max(initial=1))
+        per = np.zeros(largest, np.int64)
+        wide = np.zeros((largest, MOST_PARENTS), np.int64)
+        return Desk(
+            per, per.copy(), wide, per.copy(), per.copy(), per.copy(), per.copy(),
+            np.zeros((largest, widest)), np.zeros((largest, widest)), np.zeros(max(entries, widest)),
+            np.zeros(total), np.zeros(total, np.int32), np.zeros(n, np.int64),
+            np.full(n, -1, np.int64), np.full(n, -1, np.int64), np.zeros(n + 1, np.int64),
+            per.copy(), wide.copy(), per.copy(), np.zeros(len(net.room) + 1, np.int64), GUMBEL,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Walker:
+    """Where a walk is: `over[t]` is what is live at moment t beyond its room.
+
+    `state` is (cost, least cost of an answer that fits, steps taken, steps refused, sums made).
+    """
+
+    choices: Ints
+    over: Ints
+    best: Ints
+    state: Floats
+    random: NDArray[np.uint64]
+    desk: Desk
+
+    @staticmethod
+    def at(net: Net, choices: Ints, seed: int, desk: Desk) -> Walker:
+        """At the given choices."""
+        random = np.random.default_rng(seed).integers(1, 2**63, 1, np.uint64)
+        cost, live = total_cost(net, choices), over(net, choices)
+        fits = live.max(initial=0) <= 0
+        state = np.array([cost, cost if fits else np.inf, 0, 0, 0])
+        return Walker(choices.copy(), live, choices.copy(), state, random, desk)
+
+
+def over(net: Net, choices: Ints) -> Ints:
+    """Live bytes beyond the room, one a moment."""
+    out = np.zeros(len(net.room) + 1, np.int64)
+    _over(net.span_first, net.spans, net.span_from, net.span_to, net.span_starts, net.usage,
+          choices, out)  # fmt: skip
+    return np.cumsum(out)[:-1] - net.room
+
+
+@kernel
+def _over(span_first, spans, span_from, span_to, span_starts, usage, choices, out):
+    for v in range(len(choices)):
+        for j in range(span_first[v], span_first[v + 1]):
+            s = spans[j]
+            amount = usage[span_starts[s] + choices[v]]
+            out[span_from[s]] += amount
+            out[span_to[s]] -= amount
+
+
+def priced(net: Net, prices: Floats) -> Floats:
+    """What the memory of each choice costs, with a price a byte on each moment."""
+    out = np.zeros(len(net.costs))
+    total = np.concatenate([[0.0], np.cumsum(prices)])
+    _priced(net.offsets, net.span_first, net.spans, net.span_from, net.span_to, net.span_starts,
+            net.usage, total, out)  # fmt: skip
+    return out
+
+
+@kernel
+def _priced(offsets, span_first, spans, span_from, span_to, span_starts, usage, total, out):
+    for v in range(len(span_first) - 1):
+        for j in range(span_first[v], span_first[v + 1]):
+            s = spans[j]
+            price = total[span_to[s]] - total[span_from[s]]
+            for c in range(offsets[v + 1] - offsets[v]):
+                out[offsets[v] + c] += price * usage[span_starts[s] + c]
+
+
+def total_cost(net: Net, choices: Ints) -> float:
+    """The cost of the choices, without memory."""
+    return _total(net.offsets, net.costs, net.first, net.near, net.at, net.tables, choices)
+
+
+@kernel
+def _total(offsets, costs, first, near, at, tables, choices):
+    total = 0.0
+    for v in range(len(choices)):
+        size = offsets[v + 1] - offsets[v]
+        total += costs[offsets[v] + choices[v]]
+        for j in range(first[v], first[v + 1]):
+            if near[j] > v:
+                total += tables[at[j] + choices[near[j]] * size + choices[v]]
+    return total
+
+
+GUMBEL = -np.log(-np.log((np.arange(1 << 14) + 0.5) / (1 << 14)))
+
+
+@kernel
+def _next(random):
+    bits = random[0]
+    bits ^= bits << np.uint64(13)
+    bits ^= bits >> np.uint64(7)
+    bits ^= bits << np.uint64(17)
+    random[0] = bits
+    return np.int64(bits >> np.uint64(2))
+
+
+@kernel
+def _join(net, desk, v, size, near, entries):
+    """Whether node v, next to the positions `near` of the block, keeps all tables small."""
+    k = net.offsets[v + 1] - net.offsets[v]
+    cells = k
+    m = len(near)
+    if m > MOST_PARENTS:
+        return False
+    for i in range(m):
+        u = desk.block[near[i]]
+        cells *= net.offsets[u + 1] - net.offsets[u]
+    if cells > entries:
+        return False
+    desk.counts[size] = m
+    for i in range(m):
+        desk.parents[size, i] = near[i]
+    waiting = 0
+    scope = near
+    while len(scope) > 1:
+        u = scope[-1]
+        old = desk.parents[u, : desk.counts[u]]
+        merged = np.empty(len(old) + len(scope), np.int64)
+        i, j, count = 0, 0, 0
+        while i < len(old) or j < len(scope) - 1:
+            if j >= len(scope) - 1 or (i < len(old) and old[i] <= scope[j]):
+                x = old[i]
+                if j < len(scope) - 1 and scope[j] == x:
+                    j += 1
+                i += 1
+            else:
+                x = scope[j]
+                j += 1
+            merged[count] = x
+            count += 1
+        if count == len(old):
+            break
+        if count > MOST_PARENTS:
+            return False
+        w = desk.block[u]
+        cells = net.offsets[w + 1] - net.offsets[w]
+        for i in range(count):
+            w = desk.block[merged[i]]
+            cells *= net.offsets[w + 1] - net.offsets[w]
+        if cells > entries:
+            return False
+        desk.waiting[waiting] = u
+        desk.waiting_counts[waiting] = count
+        for i in range(count):
+            desk.waiting_parents[waiting, i] = merged[i]
+        waiting += 1
+        scope = merged[:count]
+    for i in range(waiting):
+        u = desk.waiting[i]
+        desk.counts[u] = desk.waiting_counts[i]
+        for j in range(desk.counts[u]):
+            desk.parents[u, j] = desk.waiting_parents[i, j]
+    return True
+
+
+@kernel
+def _place(net, desk, w, size, step, entries):
+    """Adds node w to the block of `size`, if that keeps all tables small; the new size."""
+    near = np.empty(MOST_PARENTS + 1, np.int64)
+    m = 0
+    for j in range(net.first[w], net.first[w + 1]):
+        u = net.near[j]
+        if desk.stamp[u] == step:
+            p = desk.where[u]
+            i = m
+            while i > 0 and near[i - 1] > p:
+                near[i] = near[i - 1]
+                i -= 1
+            near[i] = p
+            m += 1
+            if m > MOST_PARENTS:
+                return size
+    if not _join(net, desk, w, size, near[:m].copy(), entries):
+        return size
+    desk.block[size] = w
+    desk.where[w] = size
+    desk.stamp[w] = step
+    return size + 1
+
+
+@kernel
+def _grow(net, desk, random, step, wanted, entries):
+    """Fills the block with connected nodes around a random one; returns how many."""
+    desk.frontier[0] = net.free[_next(random) % len(net.free)]
+    desk.tried[desk.frontier[0]] = step
+    size, count = 0, 1
+    while size < wanted and count > 0:
+        k = _next(random) % count
+        w = desk.frontier[k]
+        count -= 1
+        desk.frontier[k] = desk.frontier[count]
+        degree = net.first[w + 1] - net.first[w]
+        if degree > WIDE and size > 0 and _next(random) % degree >= WIDE:
+            continue
+        before = size
+        size = _place(net, desk, w, size, step, entries)
+        if size > before:
+            for j in range(net.first[w], net.first[w + 1]):
+                u = net.near[j]
+                if desk.tried[u] != step:
+                    desk.tried[u] = step
+                    desk.frontier[count] = u
+                    count += 1
+    return size
+
+
+@kernel
+def _region(net, desk, random, step, wanted, entries, rank):
+    """Fills the block from a connected region, in an order that keeps tables small."""
+    desk.frontier[0] = net.free[_next(random) % len(net.free)]
+    desk.tried[desk.frontier[0]] = step
+    done, count = 0, 1
+    while done < wanted and done < count:
+        k = done + _next(random) % (count - done)
+        w = desk.frontier[k]
+        desk.frontier[k] = desk.frontier[done]
+        desk.frontier[done] = w
+        done += 1
+        for j in range(net.first[w], net.first[w + 1]):
+            u = net.near[j]
+            if desk.tried[u] != step:
+                desk.tried[u] = step
+                desk.frontier[count] = u
+                count += 1
+    keys = np.empty(done, np.int64)
+    for i in range(done):
+        keys[i] = -rank[desk.frontier[i]]
+    order = np.argsort(keys)
+    left_out = _next(random) % 24
+    size = 0
+    for i in range(done):
+        if _next(random) % 128 >= left_out:
+            size = _place(net, desk, desk.frontier[order[i]], size, step, entries)
+    return size
+
+
+@kernel
+def _gather(net, desk, choices, step, size):
+    """What each choice of the block costs with everything outside as it is."""
+    for b in range(size):
+        v = desk.block[b]
+        o = net.offsets[v]
+        k = net.offsets[v + 1] - o
+        for c in range(k):
+            desk.own[b, c] = net.costs[o + c]
+        for j in range(net.first[v], net.first[v + 1]):
+            w = net.near[j]
+            if desk.stamp[w] != step:
+                row = net.at[j] + choices[w] * k
+                for c in range(k):
+                    desk.own[b, c] += net.tables[row + c]
+
+
+@kernel
+def _add(joint, k, dims, strides, table, start):
+    """Adds a table to joint[…, k], whose axes but the last have these sizes in `dims`."""
+    m = len(dims)
+    at = np.zeros(m, np.int64)
+    row, o = start, 0
+    total = 1
+    for i in range(m):
+        total *= dims[i]
+    for _ in range(total):
+        for c in range(k):
+            joint[o + c] += table[row + c]
+        o += k
+        i = m - 1
+        while i >= 0:
+            at[i] += 1
+            row += strides[i]
+            if at[i] < dims[i]:
+                break
+            row -= strides[i] * dims[i]
+            at[i] = 0
+            i -= 1
+
+
+@kernel
+def _minimise(net, desk, choices, step, size):
+    """The block's best choices under `work`, into `new`; how many sums it took, or -1."""
+    for b in range(size):
+        desk.child[b] = -1
+    used, sums = 0, 0
+    for b in range(size - 1, -1, -1):
+        v = desk.block[b]
+        k = net.offsets[v + 1] - net.offsets[v]
+        m = desk.counts[b]
+        parents = desk.parents[b, :m]
+        dims = np.empty(m, np.int64)
+        strides = np.zeros(m, np.int64)
+        cells = 1
+        for i in range(m):
+            u = desk.block[parents[i]]
+            dims[i] = net.offsets[u + 1] - net.offsets[u]
+            cells *= dims[i]
+        if used + cells > len(desk.low):
+            return -1
+        for i in range(cells):
+            for c in range(k):
+                desk.joint[i * k + c] = desk.work[b, c]
+        for j in range(net.first[v], net.first[v + 1]):
+            u = net.near[j]
+            if desk.stamp[u] == step and desk.where[u] < b:
+                p = desk.where[u]
+                for i in range(m):
+                    strides[i] = k if parents[i] == p else 0
+                _add(desk.joint, k, dims, strides, net.tables, net.at[j])
+                sums += cells * k
+        c = desk.child[b]
+        while c >= 0:
+            stride = 1
+            for i in range(m):
+                strides[i] = 0
+            for i in range(desk.counts[c] - 1, -1, -1):
+                p = desk.parents[c, i]
+                for j in range(m):
+                    if parents[j] == p:
+                        strides[j] = stride
+                u = desk.block[p]
+                stride *= net.offsets[u + 1] - net.offsets[u]
+            _add(desk.joint, k, dims, strides, desk.low, desk.starts[c])
+            sums += cells * k
+            c = desk.sibling[c]
+        desk.starts[b] = used
+        for i in range(cells):
+            low, arg = desk.joint[i * k], 0
+            if m == 0:
+                arg = choices[v]
+                low = desk.joint[i * k + arg]
+            for c in range(k):
+                if desk.joint[i * k + c] < low:
+                    low, arg = desk.joint[i * k + c], c
+            desk.low[used + i] = low
+            desk.pick[used + i] = arg
+        used += cells
+        sums += cells * k
+        if m > 0:
+            p = parents[m - 1]
+            desk.sibling[b] = desk.child[p]
+            desk.child[p] = b
+    for b in range(size):
+        at = 0
+        for i in range(desk.counts[b]):
+            p = desk.parents[b, i]
+            u = desk.block[p]
+            at = at * (net.offsets[u + 1] - net.offsets[u]) + desk.new[p]
+        desk.new[b] = desk.pick[desk.starts[b] + at]
+    return sums
+
+
+@kernel
+def _move(net, desk, choices, over, step, size, limited):
+    """Takes the new choices of the block, if they fit; whether it did."""
+    delta = desk.delta
+    low, high = len(over), 0
+    for b in range(size):
+        v = desk.block[b]
+        if desk.new[b] != choices[v]:
+            for j in range(net.span_first[v], net.span_first[v + 1]):
+                s = net.spans[j]
+                at = net.span_starts[s]
+                amount = net.usage[at + desk.new[b]] - net.usage[at + choices[v]]
+                if amount != 0:
+                    delta[net.span_from[s]] += amount
+                    delta[net.span_to[s]] -= amount
+                    low = min(low, net.span_from[s])
+                    high = max(high, net.span_to[s])
+    if limited:
+        rise = 0
+        for t in range(low, high):
+            rise += delta[t]
+            if rise > 0 and over[t] + rise > 0:
+                for u in range(low, high + 1):
+                    delta[u] = 0
+                return False
+    rise = 0
+    for t in range(low, high):
+        rise += delta[t]
+        delta[t] = 0
+        over[t] += rise
+    if high > low:
+        delta[high] = 0
+    for b in range(size):
+        choices[desk.block[b]] = desk.new[b]
+    return True
+
+
+@kernel
+def _change(net, desk, choices, step, size):
+    """By how much the new choices of the block change the cost."""
+    change = 0.0
+    for b in range(size):
+        v = desk.block[b]
+        k = net.offsets[v + 1] - net.offsets[v]
+        change += desk.own[b, desk.new[b]] - desk.own[b, choices[v]]
+        for j in range(net.first[v], net.first[v + 1]):
+            u = net.near[j]
+            if desk.stamp[u] == step and desk.where[u] < b:
+                row = net.at[j]
+                change += net.tables[row + desk.new[desk.where[u]] * k + desk.new[b]]
+                change -= net.tables[row + choices[u] * k + choices[v]]
+    return change
+
+
+@kernel
+def walk(
+    net, desk, choices, over, best, state, random, extra,
+    steps, temperature, largest, entries, limited, weight, ranks,
+):  # fmt: skip
+    """`steps` steps with blocks of up to `largest` nodes and tables of up to `entries`.
+
+    With `ranks`, blocks are regions, their nodes in the falling order of one of these.
+    """
+    desk.stamp[:] = -1
+    desk.tried[:] = -1
+    for step in range(steps):
+        if len(ranks) > 0:
+            rank = ranks[_next(random) % len(ranks)]
+            size = _region(net, desk, random, step, largest, entries, rank)
+        else:
+            wanted = 1 + _next(random) % largest
+            size = _grow(net, desk, random, step, wanted, entries)
+        if size == 0:
+            continue
+        _gather(net, desk, choices, step, size)
+        dearer = weight
+        for _ in range(TRIES):
+            for b in range(size):
+                v = desk.block[b]
+                o = net.offsets[v]
+                for c in range(net.offsets[v + 1] - o):
+                    desk.work[b, c] = desk.own[b, c] + dearer * extra[o + c]
+                    if temperature > 0:
+                        desk.work[b, c] -= temperature * desk.noise[_next(random) >> 48]
+            sums = _minimise(net, desk, choices, step, size)
+            if sums < 0:
+                break
+            state[4] += sums + 64 * size
+            change = _change(net, desk, choices, step, size)
+            if _move(net, desk, choices, over, step, size, limited):
+                state[0] += change
+                state[2] += 1
+                if limited and state[0] < state[1]:
+                    state[1] = state[0]
+                    best[:] = choices
+                break
+            state[3] += 1
+            dearer *= 2.0
