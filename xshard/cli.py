@@ -121,7 +121,13 @@ def _add_solve(solve: argparse.ArgumentParser) -> None:
     add = solve.add_argument
     add("problem", metavar="PROBLEM.json[.gz]", help="docs/solver.md describes the format")
     add("--time-limit", metavar="SECONDS", type=_positive, default=60.0, help="default: 60")
-    add("--workers", metavar="N", type=_whole, default=os.cpu_count() or 1, help="default: all cores")
+    add(
+        "--workers",
+        metavar="N",
+        type=_whole,
+        default=os.cpu_count() or 1,
+        help="default: all cores",
+    )
     add("--seed", metavar="N", type=_whole, default=0, help="of the search; default: 0")
     add("--output", "--out", metavar="SOLUTION.json", help="write the solution")
     solve.set_defaults(run=_solve)

@@ -21,14 +21,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from xshard.solve.net import Desk, Floats, Net, Walker, over, priced, total_cost
 from xshard.solve.problem import Ints
-from xshard.solve.ranks import ranks
-from xshard.solve.walk import Desk, Floats, Net, Walker, over, priced, total_cost, walk
+from xshard.solve.walk import walk
 
 LARGEST = 400
 TOTAL = 1 << 22
-HOT, COLD = 0.1, 1e-6
-"""Temperatures over the cost of a first answer."""
+WIDEST = 1 << 18
+HOT, COLD = 0.1, 0.01
+"""Temperatures: the first over the cost of an answer, the last over that for each node."""
 REHEATED = 0.1
 """Where cooling within the limit begins, over HOT."""
 FAST, SLOW = 0.1, 0.003
@@ -52,11 +53,15 @@ LADDER = (
     Rung(60, 1 << 10, 20),
     Rung(100, 1 << 12, 8),
     Rung(200, 1 << 13, 4),
+    Rung(LARGEST, 1 << 14, 1),
     Rung(LARGEST, 1 << 14, 1, ranked=True),
-    Rung(LARGEST, 1 << 16, 1, ranked=True),
 )
-WIDEST = Rung(LARGEST, 1 << 18, 1, ranked=True)
-WIDEST_EVERY = 4
+SELDOM = (
+    (16, Rung(LARGEST, WIDEST, 1, ranked=True)),
+    (8, Rung(LARGEST, 1 << 16, 1, ranked=True)),
+    (4, Rung(LARGEST, 1 << 16, 1)),
+)
+"""(n, rung): once in n turns of the ladder, instead of its first rung."""
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.0)
 """Fractions of the prices, in turn, while the limit holds."""
 
@@ -90,7 +95,7 @@ class Anneal:
     @staticmethod
     def of(net: Net, orders: Ints, limit: int, seed: int) -> Anneal:
         """At the choices of least usage."""
-        desk = Desk.of(net, LARGEST, WIDEST.entries, TOTAL)
+        desk = Desk.of(net, LARGEST, WIDEST, TOTAL)
         walker = Walker.at(net, np.zeros(len(net.offsets) - 1, np.int64), seed, desk)
         return Anneal(net, orders, walker, max(limit, 1), prices=np.zeros(len(net.room)))
 
@@ -127,6 +132,7 @@ class Anneal:
         """Looks for choices that fit; keeps those with the least peak if there are none."""
         w, moments = self.walker, len(self.net.room)
         prices = np.full(moments, 1.0 / max(moments, 1))
+        extra = np.zeros(len(self.net.costs))
         least, peak = w.choices.copy(), w.over.max(initial=0)
         for turn in range(rounds):
             scale = 1e9 * max(1.0, abs(w.state[0])) / self.limit
@@ -150,11 +156,11 @@ class Anneal:
         w, begun = self.walker, self.walker.state[4]
         extra, mean, weight = priced(self.net, self.prices), np.zeros(len(self.prices)), 0.0
         unlimited = free > 0
-        hot = self.reference * HOT
+        hot, ratio = self.reference * HOT, COLD / HOT / max(len(self.net.free), 1)
         while (share := clock.share(w.state[4] - begun, effort)) < 1:
             if share < free:
                 part = share / free
-                heat = hot * (COLD / HOT) ** min(part / 0.9, 1)
+                heat = hot * ratio ** min(part / 0.9, 1)
                 self.run(self.rung(), heat, extra, 1.0, False)
                 if self.steps % len(LADDER) == 0:
                     rate = FAST * (SLOW / FAST) ** part
@@ -170,7 +176,7 @@ class Anneal:
                 self.go(w.best)
             part = (share - free) / (1 - free)
             start = REHEATED if free > 0 else REHEATED / 10
-            heat = hot * start * (COLD / HOT / start) ** min(part / 0.85, 1)
+            heat = hot * start * min(ratio / start, 1.0) ** min(part / 0.85, 1)
             fraction = SHARES[(self.steps // len(LADDER)) % len(SHARES)] if self.fits else 1.0
             self.run(self.rung(), heat if part < 0.93 else 0.0, extra, fraction, self.fits)
             if not self.fits:
@@ -178,10 +184,12 @@ class Anneal:
                 extra = priced(self.net, self.prices)
 
     def rung(self) -> Rung:
-        """The rungs in turn, now and then the widest."""
+        """The rungs in turn."""
         self.steps += 1
         turn, at = divmod(self.steps, len(LADDER))
-        return WIDEST if at == 0 and turn % WIDEST_EVERY == 0 else LADDER[at]
+        if at == 0:
+            return next((rung for n, rung in SELDOM if turn % n == 0), LADDER[0])
+        return LADDER[at]
 
     def reprice(self, rate: float) -> None:
         """One step of the prices; keeps the choices if they fit."""

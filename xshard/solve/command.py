@@ -14,7 +14,9 @@ from xshard.solve.problem_io import Json, load_problem, solution_json
 from xshard.solve.search import Progress, solve
 
 
-def run_solve(path: str, *, time_limit_s: float, workers: int, seed: int, output: str | None) -> Json:
+def run_solve(
+    path: str, *, time_limit_s: float, workers: int, seed: int, output: str | None
+) -> Json:
     """Solves the problem at `path`; returns the solution as JSON and writes it to `output`.
 
     Raises:
@@ -83,7 +85,9 @@ def _why(answer: Infeasible, limit: int | None) -> str:
     if answer.smallest_limit is None or limit is None:
         return "forbidden choices and pairs leave no choices at all; no limit would help"
     if answer.proven:
-        return f"nothing fits {limit} bytes; the smallest limit that works is {answer.smallest_limit}"
+        return (
+            f"nothing fits {limit} bytes; the smallest limit that works is {answer.smallest_limit}"
+        )
     return (
         f"nothing was found that fits {limit} bytes; the smallest peak found is "
         f"{answer.smallest_limit}, try that limit or a longer --time-limit"

@@ -55,16 +55,15 @@ class Flat:
         tables = [e.costs.reshape(-1) for e in problem.edges]
         ends = np.array([(e.a, e.b) for e in problem.edges], np.int64).reshape(-1, 2)
         spans = problem.spans if problem.limit is not None else problem.spans[:0]
-        usage = [problem.nodes[i].usage for i in spans[:, 0].tolist()]
+        usage = [problem.nodes[int(i)].usage for i in spans[:, 0]]
         first, last, count = moments(spans[:, 1], spans[:, 2])
-        flat = Flat(
+        return Flat(
             offsets, np.minimum(costs, FORBIDDEN), ends, starts,
             np.minimum(np.concatenate([np.zeros(0, np.int64), *tables]), FORBIDDEN),
             spans[:, 0].copy(), first, last, offsets_of([len(u) for u in usage]),
             np.concatenate([np.zeros(0, np.int64), *usage]),
             np.full(count, problem.limit or 0, np.int64), problem.constant,
         )  # fmt: skip
-        return flat
 
 
 def offsets_of(sizes: list[int] | Ints) -> Ints:

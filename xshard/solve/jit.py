@@ -7,18 +7,15 @@ What was compiled once is kept on disk beside the module, or in the user's cache
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 import numba  # pyright: ignore[reportMissingTypeStubs]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-def kernel(function: Callable[P, R]) -> Callable[P, R]:
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, compiled at its first call."""
+    njit = cast(Any, numba).njit
     try:
-        compiled = numba.njit(cache=True, nogil=True)(function)  # pyright: ignore
+        return njit(cache=True, nogil=True)(function)
     except RuntimeError:  # nowhere to keep what is compiled
-        compiled = numba.njit(nogil=True)(function)  # pyright: ignore
-    return cast(Callable[P, R], compiled)
+        return njit(nogil=True)(function)

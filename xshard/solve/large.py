@@ -15,15 +15,17 @@ import numpy as np
 
 from xshard.solve.anneal import SUMS_PER_S, Anneal, Clock
 from xshard.solve.check import check
-from xshard.solve.contract import Contraction, contracted
+from xshard.solve.contract import Contraction, contract, contracted, relevant
 from xshard.solve.diffuse import Diffusion
+from xshard.solve.dominate import undominated
 from xshard.solve.flat import Flat
+from xshard.solve.net import Net, priced
 from xshard.solve.problem import FORBIDDEN, Edge, Infeasible, Ints, Node, Problem, Solution
 from xshard.solve.ranks import ranks
 from xshard.solve.spans import peak_of_spans
-from xshard.solve.walk import Net, priced
 
 ORDERS = 8
+MOST_DROPS = 3
 CYCLES = ((0.12, 0.5), (0.58, 0.35))
 """Shares of the time, and of that the part without the limit; the last cycle has the rest."""
 BOUND_SHARE = 0.08
@@ -162,8 +164,14 @@ def _core(problem: Problem) -> _Core | None:
     found = contracted(Flat.of(problem))
     if found is None:
         return None
-    flat, steps = found
-    return _Core(problem, flat, steps, Net.of(flat), ranks(flat, ORDERS))
+    flat, steps = relevant(found[0]), list(found[1])
+    for _ in range(MOST_DROPS):
+        step = undominated(flat)
+        if step is None:
+            break
+        flat = contract(flat, step)
+        steps.append(step)
+    return _Core(problem, flat, tuple(steps), Net.of(flat), ranks(flat, ORDERS))
 
 
 def _search(crew: _Crew) -> None:

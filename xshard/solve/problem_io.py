@@ -95,7 +95,7 @@ def _problem(p: Json) -> Problem:
     n = cast(Json, p["nodes"])
     costs = [_costs(c, f"costs of node {i}") for i, c in enumerate(n["costs"])]
     names = n.get("names") or [str(i) for i in range(len(costs))]
-    usages = n.get("usages") or [[]] * len(costs)
+    usages: list[Any] = n.get("usages") or [()] * len(costs)
     _same("nodes", costs=costs, names=names, usages=usages)
     nodes = tuple(
         Node(str(name), c, _ints(u, len(c), f"usages of node {i}"))
@@ -177,8 +177,8 @@ def _row(r: Json, nodes: int, edges: int) -> Row:
     counts = [r.get("node_counts", [1] * len(n)), r.get("edge_counts", [1] * len(m))]
     _same(f"row {name}", nodes=n, node_counts=counts[0])
     _same(f"row {name}", edges=m, edge_counts=counts[1])
-    lists = (np.array(x, np.int64) for x in (n, counts[0], m, counts[1]))
-    return Row(*lists, int(r.get("base", 0)), name)
+    a, b, c, d = (np.array(x, np.int64) for x in (n, counts[0], m, counts[1]))
+    return Row(a, b, c, d, int(r.get("base", 0)), name)
 
 
 def _index(i: Any, size: int, what: str) -> int:

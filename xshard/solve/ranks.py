@@ -25,7 +25,8 @@ def ranks(flat: Flat, seeds: int) -> Ints:
 def _rank(flat: Flat, random: np.random.Generator) -> Ints:
     size = np.log2(np.maximum(flat.sizes, 1)) * random.uniform(0.8, 1.25, len(flat.sizes))
     around: list[set[int]] = [set() for _ in flat.sizes]
-    for a, b in flat.ends.tolist():
+    ends: list[list[int]] = flat.ends.tolist()
+    for a, b in ends:
         around[a].add(b)
         around[b].add(a)
     cost = [float(size[i]) + sum(float(size[j]) for j in around[i]) for i in range(len(size))]

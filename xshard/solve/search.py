@@ -121,13 +121,11 @@ def solve(
 
         return solve_spans(
             problem, time_limit_s=time_limit_s, workers=workers, seed=seed, began_s=began_s,
-            report=lambda *news: tell(Progress(*news)),
+            report=lambda s, stage, best, bound: tell(Progress(s, stage, best, bound)),
         )  # fmt: skip
     problem = as_rows(problem) if len(problem.spans) else problem
     budget = Budget(time_limit_s * DETERMINISTIC_SHARE, workers, seed)
-    search = _Search(
-        problem, Ledger.of(problem), budget, tell, enough_gap, diagnose
-    )
+    search = _Search(problem, Ledger.of(problem), budget, tell, enough_gap, diagnose)
     if hint is not None:
         search.offer(tuple(int(c) for c in hint))
     return search.run()

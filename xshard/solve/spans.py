@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 
 from xshard.solve.flat import moments
-from xshard.solve.problem import Ints, Problem, Row
+from xshard.solve.problem import Problem, Row
 
 _NONE = np.zeros(0, np.int64)
 
 
 def peak_of_spans(problem: Problem, choices: Sequence[int]) -> tuple[int, int]:
     """The most bytes that are alive at one time, and the first such time; (0, 0) without spans."""
-    nodes, first, last = problem.spans.T
-    usage = [int(problem.nodes[i].usage[choices[i]]) for i in nodes.tolist()]
+    nodes, first, last = (problem.spans[:, k] for k in range(3))
+    usage = [int(problem.nodes[i].usage[choices[i]]) for i in map(int, nodes)]
     amounts = np.array(usage, np.int64)
     times, at = np.unique(np.concatenate([first, last]), return_inverse=True)
     if not len(times):
