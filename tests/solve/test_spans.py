@@ -149,7 +149,11 @@ def test_the_large_search_repeats_itself():
         for _ in range(2)
     )
     assert isinstance(once, Solution) and isinstance(again, Solution)
-    assert (once.choices, once.objective, once.bound) == (again.choices, again.objective, again.bound)
+    assert (once.choices, once.objective, once.bound) == (
+        again.choices,
+        again.objective,
+        again.bound,
+    )
     assert once.bound <= once.objective and fits(ring(), once.choices)
 
 

@@ -53,13 +53,13 @@ LADDER = (
     Rung(60, 1 << 10, 20),
     Rung(100, 1 << 12, 8),
     Rung(200, 1 << 13, 4),
-    Rung(LARGEST, 1 << 14, 1),
-    Rung(LARGEST, 1 << 14, 1, ranked=True),
+    Rung(LARGEST, 1 << 14, 2),
+    Rung(LARGEST, 1 << 16, 1),
 )
 SELDOM = (
-    (16, Rung(LARGEST, WIDEST, 1, ranked=True)),
+    (32, Rung(LARGEST, WIDEST, 1, ranked=True)),
     (8, Rung(LARGEST, 1 << 16, 1, ranked=True)),
-    (4, Rung(LARGEST, 1 << 16, 1)),
+    (4, Rung(LARGEST, 1 << 14, 1, ranked=True)),
 )
 """(n, rung): once in n turns of the ladder, instead of its first rung."""
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.0)

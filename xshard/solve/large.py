@@ -26,7 +26,7 @@ from xshard.solve.spans import peak_of_spans
 
 ORDERS = 8
 MOST_DROPS = 3
-CYCLES = ((0.12, 0.5), (0.58, 0.35))
+CYCLES = ((0.7, 0.4),)
 """Shares of the time, and of that the part without the limit; the last cycle has the rest."""
 BOUND_SHARE = 0.08
 BOUND_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
