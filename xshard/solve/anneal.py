@@ -57,11 +57,12 @@ LADDER = (
     Rung(LARGEST, 1 << 16, 1),
 )
 SELDOM = (
-    (32, Rung(LARGEST, WIDEST, 1, ranked=True)),
-    (8, Rung(LARGEST, 1 << 16, 1, ranked=True)),
-    (4, Rung(LARGEST, 1 << 14, 1, ranked=True)),
+    (16, Rung(LARGEST, WIDEST, 1, ranked=True)),
+    (4, Rung(LARGEST, 1 << 16, 1, ranked=True)),
+    (2, Rung(LARGEST, 1 << 14, 1, ranked=True)),
 )
-"""(n, rung): once in n turns of the ladder, instead of its first rung."""
+"""(n, rung): once in n turns of the ladder, instead of its first rung; more seldom by as much as
+the problem is larger than a block, since these are good where they see all of it."""
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.0)
 """Fractions of the prices, in turn, while the limit holds."""
 
@@ -188,7 +189,8 @@ class Anneal:
         self.steps += 1
         turn, at = divmod(self.steps, len(LADDER))
         if at == 0:
-            return next((rung for n, rung in SELDOM if turn % n == 0), LADDER[0])
+            part = max(1, len(self.net.free) // LARGEST)
+            return next((rung for n, rung in SELDOM if turn % (n * part) == 0), LADDER[0])
         return LADDER[at]
 
     def reprice(self, rate: float) -> None:

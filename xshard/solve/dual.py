@@ -51,6 +51,7 @@ def climb(
     start: Prices | None = None,
     most_sweeps: int = MOST_SWEEPS,
     ceiling: float = np.inf,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> Dual:
     """Raises the bound until the cuts allow no more, or `most_sweeps` are spent.
 
@@ -65,7 +66,7 @@ def climb(
         aim, most = _aim(pricing, dual, master, reach)
         if most - dual.best.bound <= CLOSE * abs(most) and aim.max(initial=0) < reach:
             break
-        if dual.best.bound > ceiling:
+        if dual.best.bound > ceiling or not go_on():
             break
         point = pricing.at((aim + dual.best.prices) / 2)
         dual.points.append(point)

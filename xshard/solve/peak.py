@@ -33,6 +33,7 @@ class Descent:
 
     Attributes:
       enough: a peak that nothing below is wanted of.
+      go_on: whether there is time for more.
       best: the least peak so far, and choices that reach it.
       bound: no choices have a lower peak.
     """
@@ -41,6 +42,7 @@ class Descent:
     ledger: Ledger
     run: Run
     enough: int
+    go_on: Callable[[], bool]
     best: tuple[int, tuple[int, ...]] | None = None
     bound: int = 0
     active: set[int] = field(default_factory=set[int])
@@ -55,9 +57,8 @@ class Descent:
 
     def price(self, base: Reduced, pricing: Pricing, master: Master) -> Dual:
         """Raises the bound by prices; takes the points and their best mixture."""
-        dual = climb(
-            pricing, master, [], most_sweeps=MOST_SWEEPS if pricing.is_exact else FEW_SWEEPS
-        )
+        most = MOST_SWEEPS if pricing.is_exact else FEW_SWEEPS
+        dual = climb(pricing, master, [], most_sweeps=most, go_on=self.go_on)
         self.bound = max(self.bound, dual.best.bound)
         for point in dual.points:
             self.offer(base.invert(point.choices))
@@ -79,7 +80,12 @@ class Descent:
                 return outcome.bound
             live = self.offer(base.invert(reduced.invert(outcome.choices)))
             new = summits(live, outcome.bound) - self.active
-            if not new or not outcome.optimal or (self.best and self.best[0] <= outcome.bound):
+            if (
+                not new
+                or not outcome.optimal
+                or not self.go_on()
+                or (self.best and self.best[0] <= outcome.bound)
+            ):
                 return outcome.bound
             self.active |= new
 
@@ -88,11 +94,17 @@ class Descent:
         return self.best is not None and self.best[0] <= max(self.bound, self.enough)
 
 
-def smallest_limit(problem: Problem, ledger: Ledger, run: Run, master: Master) -> Infeasible:
+def smallest_limit(
+    problem: Problem,
+    ledger: Ledger,
+    run: Run,
+    master: Master,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Infeasible:
     """The least peak of any allowed choices; stops early at one that fits the problem's limit."""
     enough = -1 if problem.limit is None else problem.limit
     free = _costless(problem)
-    search = Descent(free, ledger, run, enough)
+    search = Descent(free, ledger, run, enough, go_on)
     base = tidied(free)
     pricing = Pricing.of(replace(base.problem, limit=0))
     if problem.rows:

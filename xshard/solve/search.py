@@ -10,8 +10,8 @@ r"""`solve`: the best choices of a problem, with a proof or a bound, the same on
 4. If nothing fits (`peak.smallest_limit`): the least peak instead of the least cost.
 
 Rows are added when an answer violates them; the bound of a relaxation is a bound of the problem.
-Limits are in CP-SAT's deterministic seconds; the wall clock is only a safety net at a multiple of
-them. Same problem and options, same choices.
+Limits are in CP-SAT's deterministic seconds, so that the same problem and options give the same
+choices; only where the machine is too slow for them does the clock end the search.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from xshard.solve.spans import as_rows
 DETERMINISTIC_SHARE = 0.3
 MANY_CHOICES = 1500
 MANY_COUNTS = 1 << 20
-WALL_FACTOR = 4.0
+FIRST_S = 5.0
+"""What the search for any answer at all may take beyond the time limit."""
 MIX = 4
 STEEPEST = 100.0
 MOST_ROUNDS = 4
@@ -60,13 +61,18 @@ class Progress:
 
 @dataclass(slots=True)
 class Budget:
-    """What the search may still spend, in CP-SAT's deterministic seconds."""
+    """What the search may still spend: CP-SAT's deterministic seconds, until `end_s` (clock)."""
 
     left_s: float
+    end_s: float
     workers: int
     seed: int
     began_s: float = field(default_factory=time.monotonic)
     calls: int = 0
+
+    def has_time(self) -> bool:
+        """Whether the clock allows more."""
+        return time.monotonic() < self.end_s
 
     def run(self, model: Model, share: float = 1.0) -> Outcome:
         """Solves the model within a share of what is left."""
@@ -76,9 +82,10 @@ class Budget:
         p.interleave_search = p.num_workers > 1
         p.linearization_level = 2
         p.max_deterministic_time = max(self.left_s * share, 0.01)
-        p.max_time_in_seconds = WALL_FACTOR / DETERMINISTIC_SHARE * max(self.left_s * share, 1.0)
+        p.max_time_in_seconds = max(self.end_s - time.monotonic(), 0.01)
         outcome = model.run(solver)
         self.left_s -= solver.response_proto.deterministic_time
+        self.left_s = self.left_s if self.has_time() else 0.0
         self.calls += 1
         return outcome
 
@@ -99,8 +106,9 @@ def solve(
 
     Args:
       problem: what to solve; verified first.
-      time_limit_s: about so many seconds of one core, counted in operations so that the answer
-        does not depend on the machine; after that the answer is the best found, with its bound.
+      time_limit_s: seconds. Effort is counted in operations, so that the answer does not depend on
+        the machine unless it is too slow; at the limit the answer is the best found, with its
+        bound. Only the search for a first answer has FIRST_S more.
       workers: cores to use. Up to two, one search is faster than two interleaved ones (1.3 against
         3.7 deterministic seconds); more are interleaved, so that timing does not matter.
       seed: of the search; another seed may find other choices of the same objective.
@@ -124,7 +132,9 @@ def solve(
             report=lambda s, stage, best, bound: tell(Progress(s, stage, best, bound)),
         )  # fmt: skip
     problem = as_rows(problem) if len(problem.spans) else problem
-    budget = Budget(time_limit_s * DETERMINISTIC_SHARE, workers, seed)
+    began_s = time.monotonic() if began_s is None else began_s
+    effort_s = time_limit_s * DETERMINISTIC_SHARE
+    budget = Budget(effort_s, began_s + time_limit_s, workers, seed, began_s)
     search = _Search(problem, Ledger.of(problem), budget, tell, enough_gap, diagnose)
     if hint is not None:
         search.offer(tuple(int(c) for c in hint))
@@ -283,8 +293,11 @@ class _Search:
         The bound holds for what `base` has left: what it lacks is no better than the best.
         """
         most = MOST_SWEEPS if pricing.is_exact else FEW_SWEEPS
-        dual = climb(pricing, _master, sorted(self.active), start, most, _ceiling(base.problem))
-        if pricing.is_exact:
+        dual = climb(
+            pricing, _master, sorted(self.active), start, most, _ceiling(base.problem),
+            self.budget.has_time,
+        )  # fmt: skip
+        if pricing.is_exact and self.budget.has_time():
             split(pricing, dual)
         for point in dual.points:
             self.offer(base.invert(point.choices))
@@ -336,9 +349,10 @@ class _Search:
 
     def feasible(self, base: Reduced) -> Choices | None:
         """Finds choices of `base` that fit, or else sets `nothing_fits`; has time of its own."""
-        self.budget.left_s = max(self.budget.left_s, 5.0)
+        self.budget.left_s = max(self.budget.left_s, FIRST_S)
+        self.budget.end_s = max(self.budget.end_s, time.monotonic() + FIRST_S)
         run, ledger = self.budget.run, Ledger.of(base.problem)
-        answer = smallest_limit(base.problem, ledger, run, _share_out)
+        answer = smallest_limit(base.problem, ledger, run, _share_out, self.budget.has_time)
         choices = None if answer.choices is None else base.invert(answer.choices)
         if choices is not None and self.offer(choices):
             return answer.choices
