@@ -38,7 +38,9 @@ DETERMINISTIC_SHARE = 0.3
 MANY_CHOICES = 1500
 MANY_COUNTS = 1 << 20
 FIRST_S = 5.0
-"""What the search for any answer at all may take beyond the time limit."""
+"""Effort that the search for any answer at all has of its own."""
+LEAST_S = 15.0
+"""Before that the clock ends nothing: short limits are limits of effort."""
 MIX = 4
 STEEPEST = 100.0
 MOST_ROUNDS = 4
@@ -108,7 +110,7 @@ def solve(
       problem: what to solve; verified first.
       time_limit_s: seconds. Effort is counted in operations, so that the answer does not depend on
         the machine unless it is too slow; at the limit the answer is the best found, with its
-        bound. Only the search for a first answer has FIRST_S more.
+        bound. The clock allows LEAST_S at least, and so much more to find a first answer.
       workers: cores to use. Up to two, one search is faster than two interleaved ones (1.3 against
         3.7 deterministic seconds); more are interleaved, so that timing does not matter.
       seed: of the search; another seed may find other choices of the same objective.
@@ -134,7 +136,7 @@ def solve(
     problem = as_rows(problem) if len(problem.spans) else problem
     began_s = time.monotonic() if began_s is None else began_s
     effort_s = time_limit_s * DETERMINISTIC_SHARE
-    budget = Budget(effort_s, began_s + time_limit_s, workers, seed, began_s)
+    budget = Budget(effort_s, began_s + max(time_limit_s, LEAST_S), workers, seed, began_s)
     search = _Search(problem, Ledger.of(problem), budget, tell, enough_gap, diagnose)
     if hint is not None:
         search.offer(tuple(int(c) for c in hint))
@@ -350,7 +352,7 @@ class _Search:
     def feasible(self, base: Reduced) -> Choices | None:
         """Finds choices of `base` that fit, or else sets `nothing_fits`; has time of its own."""
         self.budget.left_s = max(self.budget.left_s, FIRST_S)
-        self.budget.end_s = max(self.budget.end_s, time.monotonic() + FIRST_S)
+        self.budget.end_s = max(self.budget.end_s, time.monotonic() + LEAST_S)
         run, ledger = self.budget.run, Ledger.of(base.problem)
         answer = smallest_limit(base.problem, ledger, run, _share_out, self.budget.has_time)
         choices = None if answer.choices is None else base.invert(answer.choices)
