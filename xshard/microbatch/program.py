@@ -204,7 +204,7 @@ class _Builder:
         while True:
             targets = tuple(sorted(planned[level]))
             wanted = [(t, version(self.region.status[t])) for t in targets]
-            found = needs(self.region, wanted, self.analysis.batch, loop=True)
+            found = needs(self.region, wanted, self.analysis.batch, self.analysis.remake, loop=True)
             before = self._behind([n for n, _ in found.given])
             for t in before:
                 planned[self.level.get(t, 0)].add(t)

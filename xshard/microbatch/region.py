@@ -124,14 +124,20 @@ class Needs:
     given: tuple[Version, ...]
 
 
-def needs(region: Region, wanted: Iterable[Version], batch: int, *, loop: bool) -> Needs:
+Remake = Callable[[Node, tuple[Status, ...]], Node | None]
+"""The node with a body that gives its results so; None if there is no such body."""
+
+
+def needs(
+    region: Region, wanted: Iterable[Version], batch: int, remake: Remake, *, loop: bool
+) -> Needs:
     """The steps that make these versions of values.
 
     Args:
       loop: constants are not made but given (they are complete before the loop), and so is what
         is cut from them; else both are made here.
     """
-    search = _Search(region, batch, loop)
+    search = _Search(region, batch, remake, loop)
     for number, status in wanted:
         search.want(number, status)
     for i in range(len(region.nodes) - 1, -1, -1):
@@ -142,8 +148,8 @@ def needs(region: Region, wanted: Iterable[Version], batch: int, *, loop: bool) 
 class _Search:
     """Walks the nodes backwards."""
 
-    def __init__(self, region: Region, batch: int, loop: bool) -> None:
-        self.region, self.batch, self.loop = region, batch, loop
+    def __init__(self, region: Region, batch: int, remake: Remake, loop: bool) -> None:
+        self.region, self.batch, self.remake, self.loop = region, batch, remake, loop
         self.wanted: dict[int, dict[Status, None]] = {}
         self.given: dict[Version, None] = {}
         self.steps: list[Step] = []
@@ -166,6 +172,8 @@ class _Search:
             for k, number in enumerate(node.outs)
             for status in self.wanted.pop(number, {})
         ]
+        if node.bodies and versions:
+            node = self._in_rows(node, versions)
         uses: dict[Use, None] = {}
         for k, status in versions:
             use = self._use(node, k, status)
@@ -176,6 +184,15 @@ class _Search:
         for use in uses:
             self.steps.append(Step(node, use))
             self.read(node, use)
+
+    def _in_rows(self, node: Node, versions: list[tuple[int, Status]]) -> Node:
+        """A body's constants, such as masks that the backward pass reads, in rows if all do."""
+        outs = list(node.use.outs)
+        for k, status in versions:
+            alone = not any(j == k and s == FULL for j, s in versions)
+            if outs[k] == FULL and isinstance(status, Rows) and alone:
+                outs[k] = status
+        return self.remake(node, tuple(outs)) or node if tuple(outs) != node.use.outs else node
 
     def read(self, node: Node, use: Use) -> None:
         """Wants what a use reads."""
@@ -192,7 +209,7 @@ class _Search:
 
     def _use(self, node: Node, k: int, status: Status) -> Use | None:
         """How to run a node for a version of its k-th result; None: cut it from the whole."""
-        if status == version(self.region.status[node.outs[k]]):
+        if status == node.use.outs[k]:
             return node.use
         if not isinstance(status, Rows) or node.bodies:
             return None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from xshard._jax import JaxprEqn, Literal, scan_counts
 from xshard.ir.flatten import CALLS, pins
 from xshard.microbatch.factor import Use, coupled, forward
 from xshard.microbatch.linear import identities, linear
-from xshard.microbatch.region import Atom, Needs, Region, needs
+from xshard.microbatch.region import Atom, Needs, Node, Region, needs
 from xshard.microbatch.status import (
     FULL,
     Const,
@@ -86,6 +86,25 @@ class Analysis:
             self._bodies[key] = self._body(jaxpr, tuple(ins), wanted)
         return self._bodies[key]
 
+    def remake(self, node: Node, outs: tuple[Status, ...]) -> Node | None:
+        """A call's or a scan's node with these results; None where it cannot give them."""
+        eqn, prim = node.eqn, node.eqn.primitive.name
+        scanned = prim == "scan"
+        if not scanned and prim not in CALLS:
+            return None
+        first, carries = scan_counts(eqn.params) if scanned else (len(node.ins), len(outs))
+        last, old = first + carries, node.bodies[0]
+        try:
+            inner = [*outs[:carries], *(_sliced(eqn, s) for s in outs[carries:])]
+            pairs = zip(old.outs, inner, strict=True)
+            body = self.body(old.jaxpr, old.ins, [a if version(a) == b else b for a, b in pairs])
+        except CoupledError:
+            return None
+        if scanned and tuple(body.ins[first:last]) != tuple(body.outs[:carries]):
+            return None
+        read = (*body.ins[:last], *map(_stacked, body.ins[last:])) if scanned else body.ins
+        return replace(node, use=Use(tuple(map(version, read)), outs), bodies=(body,))
+
     def _body(self, jaxpr: Any, ins: tuple[Status, ...], wanted: Sequence[Status] | None) -> Body:
         while True:
             region = self._region(jaxpr, ins)
@@ -98,7 +117,7 @@ class Analysis:
                 for atom, status in zip(region.outs, outs, strict=True)
                 if not isinstance(atom, Literal)
             ]
-            found = needs(region, read, self.batch, loop=False)
+            found = needs(region, read, self.batch, self.remake, loop=False)
             rows = {n: s for n, s in found.given if isinstance(s, Rows)}
             more = tuple(
                 rows.get(n, s) if isinstance(s, Const) else s
