@@ -70,6 +70,7 @@ def test_memory_falls(mesh: Any) -> None:
     for number in (1, 4, 16):
         step = xshard.auto_shard(programs.train(programs.mean), mesh(8), microbatches=number)
         memory = step.lower(*wide()).compile(FAST_COMPILE).memory_analysis()
+        assert memory is not None
         temps.append(memory.temp_size_in_bytes)
         predicted.append(step.plan.peak_bytes)
     assert temps[0] > 2 * temps[1] > 4 * temps[2]
