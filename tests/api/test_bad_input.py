@@ -179,23 +179,38 @@ def test_broken_plan_files(mesh: Meshes, tmp_path: Path) -> None:
         xshard.Plan.load(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("shape", [(8,), (2, 4)])
-def test_infeasible_limit_names_the_smallest_that_works(
-    shape: tuple[int, ...], mesh: Meshes
-) -> None:
-    args = (np.ones((256, 512), np.float32), np.ones((64, 256), np.float32))
+LAYER = (np.ones((256, 512), np.float32), np.ones((64, 256), np.float32))
 
-    def step(limit: int) -> Any:
-        return xshard.auto_shard(
-            jax.value_and_grad(fun), mesh(*shape), memory_limit=limit, time_limit=10
-        )(*args)
+
+@pytest.mark.parametrize("shape", [(8,), (2, 4)])
+def test_infeasible_limit_names_the_smallest_that_works(shape: tuple[int, ...]) -> None:
+    def plan(limit: int) -> xshard.Plan:
+        return xshard.plan(
+            jax.value_and_grad(fun), *LAYER, cluster="cpu:8", mesh=shape, memory_limit=limit,
+            donate_argnums=(), time_limit=10,
+        )  # fmt: skip
 
     with pytest.raises(xshard.InfeasibleError, match="no plan fits 1 kB per device") as caught:
-        step(1000)
+        plan(1000)
     message, smallest = str(caught.value), caught.value.smallest_limit_bytes
     assert smallest is not None
     assert f"the smallest limit that works is {smallest} bytes" in message
     assert "Largest live tensors at its peak:\n  1 × " in message
-    step(smallest)
+    assert plan(smallest).peak_bytes <= smallest
     with pytest.raises(xshard.InfeasibleError):
-        step(smallest - 1)
+        plan(smallest - 1)
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 4)])
+def test_infeasible_limit_names_one_that_the_compiled_program_keeps(
+    shape: tuple[int, ...], mesh: Meshes
+) -> None:
+    def step(limit: int) -> Any:
+        return xshard.auto_shard(
+            jax.value_and_grad(fun), mesh(*shape), memory_limit=limit, time_limit=10
+        )(*LAYER)
+
+    with pytest.raises(xshard.InfeasibleError, match="no plan fits 1 kB per device") as caught:
+        step(1000)
+    assert caught.value.smallest_limit_bytes is not None
+    step(caught.value.smallest_limit_bytes)

@@ -22,7 +22,9 @@ class Compiler:
     def __call__(self, target: int) -> Any:
         self.targets.append(target)
         if target < self.least:
-            raise InfeasibleError("no plan", self.least)
+            raise InfeasibleError(
+                f"the smallest limit that works is {self.least} bytes", self.least
+            )
         memory = SimpleNamespace(
             argument_size_in_bytes=int(target * self.more), output_size_in_bytes=30,
             alias_size_in_bytes=30, temp_size_in_bytes=0,
@@ -50,14 +52,25 @@ def test_a_plan_that_xla_exceeds_is_tightened() -> None:
     assert fitted(make).target == pytest.approx(LIMIT / 1.25, rel=0.02)
 
 
-def test_what_no_limit_allows_is_raised_as_it_is() -> None:
-    with pytest.raises(InfeasibleError, match="no plan") as caught:
-        fitted(Compiler(more=1.0, least=LIMIT + 1))
-    assert caught.value.smallest_limit_bytes == LIMIT + 1
+def test_a_limit_without_a_plan_may_be_kept_all_the_same() -> None:
+    """Where XLA needs less than predicted."""
+    assert fitted(Compiler(more=0.9, least=LIMIT + 100)).target == LIMIT + 100
+
+
+def test_the_error_of_no_plan_says_what_xla_needs() -> None:
+    with pytest.raises(InfeasibleError, match="the smallest limit that works is 2000 bytes") as got:
+        fitted(Compiler(more=1.0, least=2000))
+    assert got.value.smallest_limit_bytes == 2000
+    text = r"that has a plan is 2000 bytes\nXLA allocates .*: a limit of 2500 bytes works"
+    with pytest.raises(InfeasibleError, match=text) as got:
+        fitted(Compiler(more=1.25, least=2000))
+    assert got.value.smallest_limit_bytes == 2500
 
 
 @pytest.mark.parametrize(("least", "patience_s"), [(900, 60.0), (0, -1.0)])
 def test_the_error_names_what_was_compiled(least: int, patience_s: float) -> None:
-    with pytest.raises(InfeasibleError, match=r"XLA allocates 1\.25 kB") as caught:
-        fitted(Compiler(more=1.25, least=least), patience_s)
-    assert caught.value.smallest_limit_bytes == 1250
+    """900 / 1.25 is no more than 1000, but 900 is the least that has a plan."""
+    make = Compiler(more=1.25, least=least)
+    with pytest.raises(InfeasibleError, match="XLA allocates") as caught:
+        fitted(make, patience_s)
+    assert caught.value.smallest_limit_bytes == max(least, LIMIT * (not least)) * 1.25

@@ -49,23 +49,36 @@ def within_limit(
       InfeasibleError: no plan fits, or XLA allocates more than the limit for all that were tried.
     """
     began, needs, target = time.monotonic(), list[int](), limit
+    refused: InfeasibleError | None = None
     for _ in range(MOST_TRIES):
         try:
             current = make(target)
-        except InfeasibleError:
-            if not needs:
+        except InfeasibleError as error:
+            if error.smallest_limit_bytes is None:
                 raise
-            break
+            refused, current = error, make(error.smallest_limit_bytes)
         peak = current.plan.peak_bytes
         if peak < NEAR * limit:
             return current
         needs.append(agree_bytes(compiled_bytes(current.lower(call).compile())))
         if needs[-1] <= limit:
             return current
-        target = int(min(peak, target) * limit / needs[-1] * _SPARE)
-        if agree_bytes(time.monotonic() - began > patience_s):
+        if refused or agree_bytes(time.monotonic() - began > patience_s):
             break
+        target = int(min(peak, target) * limit / needs[-1] * _SPARE)
+    if refused and len(needs) == 1:
+        raise _needing(refused, needs[0])
     raise InfeasibleError(_message(limit, needs), min(needs))
+
+
+def _needing(error: InfeasibleError, need: int) -> InfeasibleError:
+    """The error of a limit without a plan, when XLA allocates `need` for the smallest with one."""
+    if need <= (error.smallest_limit_bytes or 0):
+        return error
+    text = str(error).replace("limit that works", "limit that has a plan", 1)
+    return InfeasibleError(
+        f"{text}\nXLA allocates {size(need)} for that plan: a limit of {need} bytes works.", need
+    )
 
 
 def _message(limit: int, needs: list[int]) -> str:
