@@ -60,7 +60,8 @@ class Device:
         it to the readers to combine them.
       copies_operands: True where a matmul finds its operands in one order of dimensions only
         (batch, free, summed), and others are transposed in memory first, as XLA does on CPU.
-      kind_efficiency: memory efficiency of op kinds that reach less, by kind ("gather", ...).
+      kind_efficiency: memory efficiency of op kinds that reach less, by kind ("gather", ...);
+        "update" is elementwise ops of the optimizer, where XLA goes over arrays more than once.
       dtype_efficiency: the same by dtype, where the device emulates it.
       seconds_per_element: of elementwise kinds that arithmetic bounds ("random", "transcendental"),
         where it was measured.

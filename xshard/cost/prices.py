@@ -112,7 +112,7 @@ class ClusterPrices:
         )
         dims = _matmul_dims(rule, strategy, self.mesh) if rule.kind == "heavy" else None
         return Work(
-            "matmul" if dims else _kind(op, rule),
+            "matmul" if dims else self._kind(op, rule),
             (rule.flops or _flops(op, outs)) / strategy.splits(self.mesh),
             read,
             written,
@@ -121,6 +121,12 @@ class ClusterPrices:
             sum(v.size for v in outs) / strategy.splits(self.mesh),
             int(any(self.storage.stored[v.id] for v in outs)),
         )
+
+    def _kind(self, op: Op, rule: Rule) -> str:
+        """The kind of an op that is no matmul; the update's loops where the table has them."""
+        kind = _kind(op, rule)
+        apart = op.phase == "update" and "update" in self.cluster.device.kind_efficiency
+        return "update" if apart and kind == "elementwise" else kind
 
     def _copies_ns(self, rule: Rule, ins: list[Value | None], strategy: Strategy) -> int:
         """Time to transpose a matmul's operands, on devices where that takes a copy."""
