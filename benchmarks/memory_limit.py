@@ -2,11 +2,11 @@
 
     python -m benchmarks.memory_limit [--models tiny,wide] [--steps 5] [--json F]
 
-The limit falls from what the fastest plan needs to the least that is feasible. For each limit: the
-peak that xshard predicts, what XLA's `memory_analysis` says of the compiled step (arguments +
-results − aliased + temporaries, on one device), the share of the parameters' and moments' bytes
-that a device does not hold, and the step's time, predicted and measured. "wide" has few tokens and
-many parameters.
+The limit falls from what the fastest plan needs to what the smallest one needs when compiled. For
+each limit: the peak that xshard predicts, what XLA's `memory_analysis` says of the compiled step
+(arguments + results − aliased + temporaries, on one device), the share of the parameters' and
+moments' bytes that a device does not hold, and the step's time, predicted and measured. A limit
+that no compiled plan keeps is named. "wide" has few tokens and many parameters.
 """
 
 from __future__ import annotations
@@ -74,16 +74,12 @@ def _nbytes(shape: tuple[int, ...]) -> int:
     return count
 
 
-def least_limit(config: GPT3Config, mesh: Mesh) -> int:
-    """The smallest limit that is feasible, from the error for a limit that is not."""
+def least_limit(config: GPT3Config, mesh: Mesh, time_limit: float) -> int:
+    """A limit that the smallest plan keeps when compiled, from the error for one that none does."""
     import xshard
-    from models.gpt3.step import batch_avals, make_train_step, state_avals
 
     try:
-        xshard.plan(
-            make_train_step(config).train, state_avals(config), batch_avals(config),
-            cluster=f"cpu:{mesh.size}", mesh=tuple(mesh.devices.shape), memory_limit=1000,
-        )  # fmt: skip
+        planned(config, mesh, 1000, time_limit)
     except xshard.InfeasibleError as error:
         return error.smallest_limit_bytes or sys.exit(str(error))
     sys.exit("1000 bytes were enough?")
@@ -111,15 +107,21 @@ def sweep(model: str, shape: tuple[int, ...], count: int, rounds: int, seconds: 
     """Points from the ample to the least limit, evenly in the logarithm."""
     import jax
 
+    import xshard
+
     config = config_of(model)
     axes = ("data", "model")[: len(shape)]
     mesh = jax.make_mesh(shape, axes, (jax.sharding.AxisType.Auto,) * len(shape))
     ample = planned(config, mesh, None, seconds)
     most = max(ample[0].peak_bytes, ample[1])
-    least = min(int(least_limit(config, mesh) * 1.02), most)
+    least = min(least_limit(config, mesh, seconds), most)
     limits = [int(most * (least / most) ** (i / (count - 1))) for i in range(1, count)]
     found = [(most, *ample)]
-    found += [(limit, *planned(config, mesh, limit, seconds)) for limit in limits]
+    for limit in limits:
+        try:
+            found.append((limit, *planned(config, mesh, limit, seconds)))
+        except xshard.InfeasibleError as error:
+            print(f"{mb(limit)}: {str(error).splitlines()[0]}", file=sys.stderr)
     timing = alternate({str(f[0]): f[3] for f in found}, rounds)
     name = "×".join(map(str, shape))
     return [_point(model, name, f, timing[str(f[0])]) for f in found]

@@ -115,7 +115,7 @@ def auto_shard(
         if limit is None or given is not None or same in found:
             made = under(limit)
         else:
-            made = within_limit(under, call, limit, time_limit)
+            made = within_limit(under, call, limit, patience_s=3 * time_limit)
         found[same] = made.plan
         return made
 
