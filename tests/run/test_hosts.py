@@ -94,7 +94,7 @@ ERRORS = [
     ),
     (
         "infeasible",
-        "InfeasibleError: no plan fits 1 kB per device; the smallest limit that works is",
+        "InfeasibleError: no plan fits 1 kB per device; the smallest limit that",
     ),
 ]
 
