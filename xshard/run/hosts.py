@@ -65,7 +65,7 @@ def agree_bytes(count: int) -> int:
     """The number of process 0, in every process."""
     if jax.process_count() == 1:
         return count
-    return int(_broadcast(str(count).encode()))
+    return int(_broadcast(str(int(count)).encode()))
 
 
 def _told(failure: Exception) -> bytes:
