@@ -13,13 +13,13 @@ from xshard.cost.liveness import liveness
 from xshard.cost.measured import Measured
 from xshard.cost.measured_prices import prices_of
 from xshard.cost.prices import ClusterPrices
+from xshard.describe import alternatives, describe, peak_tensors
 from xshard.errors import InfeasibleError
 from xshard.fingerprint import fingerprint
 from xshard.ir.fold import Classes, fold
 from xshard.ir.trace import Traced
 from xshard.plan.plan import Plan
 from xshard.plan.units import size
-from xshard.report import alternatives, describe, peak_tensors
 from xshard.rules import Rule, rule_of
 from xshard.solve.build import draft
 from xshard.solve.draft import Draft, Pin

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 
 import xshard
 from xshard.cost.cluster import Cluster
+from xshard.describe import describe
 from xshard.ir.trace import trace
 from xshard.pins import pins_of
 from xshard.plan.plan import Plan
 from xshard.planning import Request, model, prepare
-from xshard.report import describe
 from xshard.solve.problem import FORBIDDEN, Edge, Node, Solution
 from xshard.spec import MeshShape
 from xshard.ties import ties_of
