@@ -54,3 +54,7 @@ class CostError(XshardError):
 
 class ProblemError(XshardError):
     """A file with a problem for the solver cannot be read or contradicts itself."""
+
+
+class ScheduleError(XshardError):
+    """A pipeline schedule is unknown, incomplete, or one in which groups wait for each other."""
