@@ -16,7 +16,7 @@ import xshard
 from models.gpt3.config import CONFIGS
 from models.gpt3.step import batch_avals, make_train_step, state_avals
 from tests.steps import array, mix, mix_params, mlp, mlp_params, state, train
-from xshard.api import mesh_shapes
+from xshard.place import mesh_shapes
 
 NO_LIMIT = "1000TB"
 

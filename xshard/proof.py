@@ -9,11 +9,13 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
-from xshard.api import PlannedStep, built, traced_for
+from xshard.asked import Asked
 from xshard.cost.cluster import Cluster
 from xshard.errors import MeshError, VerifyError
+from xshard.making import PlannedStep, built, traced_for
 from xshard.plan.plan import Plan
 from xshard.plan.units import mesh_text
+from xshard.run.call import Arguments
 from xshard.run.step import Runnable
 from xshard.verify.step import audit_step
 from xshard.verify.target import COMPILER_OPTIONS, devices_for, platform_of
@@ -53,9 +55,9 @@ def verify(
     platform, step = platform_of(where), plan._step
     if fun is not None:
         on_step("tracing")
-        step = traced_for(
-            plan, where, fun, avals, in_specs, out_specs, donate_argnums, static_argnums
-        )
+        asked = Asked(where, [plan.mesh], in_specs, out_specs)
+        arguments = Arguments(fun, static_argnums, donate_argnums)
+        step = traced_for(plan, asked, fun, avals, arguments)
     if not isinstance(step, PlannedStep):
         raise VerifyError(
             "this plan comes from a file, which does not hold the function; write "

@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import Mesh
 
 import xshard
-from xshard import api
+from xshard import making
 from xshard.cost.database import CostDatabase
 from xshard.cost.measured import Measured
 from xshard.cost.signature import Signature
@@ -146,12 +146,12 @@ def test_where_a_database_cannot_be(
 def test_other_processes_take_what_process_0_has_measured(monkeypatch: pytest.MonkeyPatch):
     told = Measured({Signature("loop", "reduce float32", (64,)): 2.0}, "abacus", "1.0").to_json()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(api, "same_text", lambda make: told)
-    found = api._shared(lambda: pytest.fail("only process 0 measures"))
+    monkeypatch.setattr(making, "same_text", lambda make: told)
+    found = making._shared(lambda: pytest.fail("only process 0 measures"))
     assert found and found.to_json() == told
-    monkeypatch.setattr(api, "same_text", lambda make: make())
-    assert api._shared(lambda: None) is None
-    assert api._shared(lambda: found) is found
+    monkeypatch.setattr(making, "same_text", lambda make: make())
+    assert making._shared(lambda: None) is None
+    assert making._shared(lambda: found) is found
 
 
 def test_where_the_users_own_database_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

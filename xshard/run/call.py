@@ -87,12 +87,15 @@ class Arguments:
     """How a function takes its arguments, and which of them are static or donated."""
 
     def __init__(
-        self, fun: Callable[..., Any], static: Sequence[int], donated: Sequence[int]
+        self,
+        fun: Callable[..., Any],
+        static: int | Sequence[int] = (),
+        donated: int | Sequence[int] = (),
     ) -> None:
         self._fun = fun
         parameters = _parameters(fun)
         self._names, self._most = _names(parameters), _most(parameters)
-        self._static, self._donated = tuple(static), tuple(donated)
+        self._static, self._donated = _numbers(static), _numbers(donated)
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The call with these arguments; keywords go to their positions as far as these are known.
@@ -154,6 +157,10 @@ def how_many(fun: Callable[..., Any], most: int) -> int:
     if _most(parameters) is None:
         return most
     return sum(p.kind in _POSITIONAL and p.default is p.empty for p in parameters or ())
+
+
+def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    return (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
 
 def _parameters(fun: Callable[..., Any]) -> list[inspect.Parameter] | None:

@@ -1,0 +1,73 @@
+"""What a user asks of a step beside its function, as requests to the planner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xshard.cost.cluster import Cluster
+from xshard.ir.trace import Traced
+from xshard.pins import Pins, pins_of
+from xshard.planning import Request
+from xshard.run.call import Call
+from xshard.spec import MeshShape
+from xshard.ties import ties_of
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Where a step is to run, and what is fixed of its plan.
+
+    Attributes:
+      shapes: meshes over the cluster, of which the best is wanted.
+      in_specs, out_specs: as of `auto_shard`.
+      memory_limit: bytes per device, or None.
+      time_limit_s: of the solver.
+    """
+
+    cluster: Cluster
+    shapes: Sequence[MeshShape]
+    in_specs: Any = None
+    out_specs: Any = None
+    memory_limit: int | None = None
+    time_limit_s: float = 0.0
+
+    def requests(self, traced: Traced, call: Call) -> list[Request]:
+        """What to plan for a traced call, one for each mesh."""
+        return [self._request(traced, call, shape) for shape in self.shapes]
+
+    def _request(self, traced: Traced, call: Call, shape: MeshShape) -> Request:
+        in_specs = self.in_specs
+        if call.names and isinstance(in_specs, tuple):
+            in_specs = (*in_specs, *[None] * len(call.names))
+        pins = pins_of(traced, shape, in_specs, self.out_specs)
+        return Request(
+            traced, shape, self.cluster,
+            pins=pins.values,
+            results=pins.results,
+            ties=_kept_ties(traced, pins),
+            donated=donated_values(traced, call),
+            memory_limit=self.memory_limit,
+            time_limit_s=self.time_limit_s,
+        )  # fmt: skip
+
+
+def _kept_ties(traced: Traced, pins: Pins) -> dict[int, int]:
+    """Ties, but for results that the user wants otherwise than the argument."""
+    outputs = traced.graph.outputs
+    fixed = [*((outputs[i], pin) for i, pin in pins.results.items()), *pins.values.items()]
+    ties = ties_of(traced)
+    other = {v for v, pin in fixed if v in ties and pin != pins.values.get(ties[v])}
+    return {v: argument for v, argument in ties.items() if v not in other}
+
+
+def donated_values(traced: Traced, call: Call) -> frozenset[int]:
+    """The argument values whose memory a call lets the step reuse."""
+    dynamic = [i for i in range(len(call.row)) if i not in call.static]
+    leaves = iter(traced.graph.inputs)
+    found: list[int] = []
+    for i, tree in zip(dynamic, traced.in_tree.children(), strict=True):
+        here = [next(leaves) for _ in range(tree.num_leaves)]
+        found += here if i in call.donated else []
+    return frozenset(found)
