@@ -24,9 +24,9 @@ from jax.sharding import AxisType, Mesh
 
 __all__ = [
     "ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Var", "auto_mesh", "closed", "consts_of",
-    "equation_context", "free_of_mesh", "has_explicit_axes", "has_mesh", "is_array_aval",
-    "is_ordered_debugging", "is_user_file", "lowered", "needs_devices", "opened", "retraced",
-    "retraced_at", "scan_counts", "scopes_and_transforms", "source_line", "sub_jaxprs",
+    "equation_context", "free_of_mesh", "has_explicit_axes", "has_mesh", "inlined",
+    "is_array_aval", "is_ordered_debugging", "is_user_file", "lowered", "made_of", "needs_devices",
+    "opened", "retraced", "retraced_at", "scan_counts", "scopes_and_transforms", "source_line", "sub_jaxprs",
     "threefry_bits", "typeof", "unsharded",
     "without_dead_code",
 ]  # fmt: skip
@@ -52,6 +52,23 @@ def consts_of(jaxpr: Any) -> list[Any]:
 def closed(jaxpr: Jaxpr, consts: Sequence[Any]) -> ClosedJaxpr:
     """A closed jaxpr with these constants."""
     return ClosedJaxpr(jaxpr, list(consts))
+
+
+def made_of(
+    eqns: Sequence[JaxprEqn], ins: Sequence[Var], outs: Sequence[Any], like: Any
+) -> ClosedJaxpr:
+    """A closed jaxpr of these equations of jaxpr `like`, without captured arrays."""
+    effects = core.join_effects(*(eqn.effects for eqn in eqns))
+    about = opened(like).debug_info.with_unknown_names()
+    return closed(Jaxpr([], list(ins), list(outs), list(eqns), effects, about), [])
+
+
+def inlined(eqn: JaxprEqn, call: JaxprEqn) -> JaxprEqn:
+    """An equation of a called jaxpr as one of the caller's: with its name stack and line."""
+    info, outer = eqn.source_info, call.source_info
+    line = info.traceback if source_line(info.traceback) else outer.traceback
+    stack = outer.name_stack + info.name_stack
+    return eqn.replace(source_info=info.replace(name_stack=stack, traceback=line))
 
 
 def sub_jaxprs(eqn: JaxprEqn) -> Iterator[Any]:

@@ -23,6 +23,10 @@ class MicrobatchError(XshardError):
     """The step cannot be split into so many microbatches: it is no sum over the batch, say."""
 
 
+class PipelineError(XshardError):
+    """The step cannot be cut into so many pipeline stages, or at those boundaries."""
+
+
 class MeshError(XshardError):
     """The mesh or cluster does not fit the devices or cannot be read."""
 

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_COMBINE = {
+COMBINE = {
     "sum": jax.lax.add, "max": jax.lax.max, "min": jax.lax.min, "prod": jax.lax.mul,
     "and": jax.lax.bitwise_and, "or": jax.lax.bitwise_or, "xor": jax.lax.bitwise_xor,
     "last": lambda _, share: share,
 }  # fmt: skip
+"""Two shares combined; by `Accumulator.how`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,11 @@ class Accumulator:
 
     def start(self) -> jax.Array:
         """What combines with anything to just that."""
-        return jnp.full(self.aval.shape, _neutral(self.how, self._dtype), self._dtype)
+        return jnp.full(self.aval.shape, neutral(self.how, self._dtype), self._dtype)
 
     def add(self, total: Any, share: Any) -> Any:
         """One more share."""
-        return _COMBINE[self.how](total, jax.lax.convert_element_type(share, self._dtype))
+        return COMBINE[self.how](total, jax.lax.convert_element_type(share, self._dtype))
 
     def end(self, total: Any) -> Any:
         """All of them, as the step has it."""
@@ -45,7 +46,8 @@ class Accumulator:
         return np.dtype(np.float32) if narrow and self.how in ("sum", "prod") else self.aval.dtype
 
 
-def _neutral(how: str, dtype: Any) -> Any:
+def neutral(how: str, dtype: Any) -> Any:
+    """What combines with any scalar to just that."""
     if how in ("sum", "or", "xor", "last"):
         return False if dtype == np.bool_ else 0
     if how == "prod":

@@ -37,8 +37,10 @@ class Divided:
         Raises:
           MicrobatchError: the batch does not divide by that.
         """
-        if microbatches == 1:
-            return self.traced
+        return self.traced if microbatches == 1 else self.looped(microbatches)
+
+    def looped(self, microbatches: int) -> Traced:
+        """As `into`, but with a loop even for one microbatch."""
         check_number(microbatches, self.batch)
         jaxpr = retraced(
             lambda *args: run(self.program, microbatches, args), self.traced.closed_jaxpr

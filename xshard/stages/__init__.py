@@ -1,0 +1,1 @@
+"""A step in microbatches, cut into programs for the stages of a pipeline."""
