@@ -12,7 +12,7 @@ choices for equal ops), so nothing here needs to prove that the stretches are re
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class Classes:
 def fold(graph: Graph, keys: Mapping[int, Hashable] | None = None) -> Classes:
     """Partitions ops and values; values with different `keys` (pins) are kept apart."""
     keys = keys or {}
-    signatures = _intern([
+    signatures = interned([
         (signature(graph, op), tuple(keys.get(v) for v in op.outputs)) for op in graph.ops
     ])  # fmt: skip
     op_class = _dense(_label(signatures))
@@ -89,7 +89,8 @@ def _frozen(params: dict[str, Any]) -> Hashable:
     return items
 
 
-def _intern(keys: list[Hashable]) -> NDArray[np.int64]:
+def interned(keys: list[Hashable]) -> NDArray[np.int64]:
+    """A number for each key, equal for equal ones."""
     table: dict[Hashable, int] = {}
     return np.array([table.setdefault(key, len(table)) for key in keys], dtype=np.int64)
 
@@ -98,13 +99,24 @@ def _label(s: NDArray[np.int64]) -> NDArray[np.int64]:
     """A label per op: equal for the same place of the copies of one tandem repeat."""
     labels = np.full(len(s), -1, dtype=np.int64)
     next_label = 0
-    for start, stop, period in _repeats(s):
-        for a, b in _free_stretches(labels, start, stop, 2 * period):
-            labels[a:b] = next_label + (np.arange(a, b) - start) % period
-            next_label += period
+    for a, b, period in tandem_repeats(s):
+        labels[a:b] = next_label + np.arange(b - a) % period
+        next_label += period
     alone = labels < 0
     labels[alone] = next_label + np.arange(int(alone.sum()))
     return labels
+
+
+def tandem_repeats(s: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, period) of stretches of `s` that repeat and do not overlap, the longest first.
+
+    `s[i] == s[i + period]` holds within a stretch, which has at least two periods.
+    """
+    taken = np.zeros(len(s), dtype=np.int8)
+    for start, stop, period in _repeats(s):
+        for a, b in _free_stretches(taken, start, stop, 2 * period):
+            taken[a:b] = 1
+            yield a, b, period
 
 
 def _repeats(s: NDArray[np.int64]) -> list[tuple[int, int, int]]:
@@ -133,10 +145,10 @@ def _candidate_periods(s: NDArray[np.int64]) -> list[int]:
 
 
 def _free_stretches(
-    labels: NDArray[np.int64], start: int, stop: int, shortest: int
+    taken: NDArray[np.int8], start: int, stop: int, shortest: int
 ) -> list[tuple[int, int]]:
-    """Maximal stretches of [start, stop) without a label that are long enough for two copies."""
-    free = (labels[start:stop] < 0).astype(np.int8)
+    """Maximal stretches of [start, stop) that are not taken and long enough for two copies."""
+    free = 1 - taken[start:stop]
     edges = np.flatnonzero(np.diff(np.concatenate(([0], free, [0])))).reshape(-1, 2) + start
     return [(a, b) for a, b in edges.tolist() if b - a >= shortest]
 
@@ -157,7 +169,7 @@ def _value_classes(
             alone = value.id if not readers or value.id in results else -1
             pin = keys.get(value.id)
             named.append(("in", value.shape, value.dtype, readers, pin, alone))
-    return _dense(_intern(named))
+    return _dense(interned(named))
 
 
 def _dense(labels: NDArray[np.int64]) -> NDArray[np.int64]:
