@@ -247,10 +247,10 @@ def _loops(places: Places, region: Address) -> Iterator[Loop]:
     """Forward scans of a region with the backward scan that reads what they stack."""
     graph, found = places.graph, dict[Address, Loop]()
     for op in graph.ops:
-        made = -1 if op.inputs[0] is None else graph.values[op.inputs[0]].producer
-        if op.prim != "scan_x" or op.phase != "bwd" or made < 0:
+        read = op.inputs[0] if op.prim == "scan_x" and op.phase == "bwd" else None
+        if read is None or graph.values[read].producer < 0:
             continue
-        maker = graph.ops[made]
+        maker = graph.ops[graph.values[read].producer]
         here = places.region(maker.address) == region == places.region(op.address)
         if here and (maker.prim, maker.phase) == ("scan_y", "fwd"):
             forward, length = maker.address[:-1], op.repeat // maker.repeat
