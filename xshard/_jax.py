@@ -24,9 +24,10 @@ from jax.sharding import AxisType, Mesh
 
 __all__ = [
     "ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Var", "auto_mesh", "closed", "consts_of",
-    "equation_context", "free_of_mesh", "has_explicit_axes", "has_mesh", "inlined",
-    "is_array_aval", "is_ordered_debugging", "is_user_file", "lowered", "made_of", "needs_devices",
-    "opened", "retraced", "retraced_at", "scan_counts", "scopes_and_transforms", "source_line", "sub_jaxprs",
+    "equation_context", "free_of_mesh", "has_explicit_axes", "has_mesh", "holds_shard_map",
+    "inlined", "is_array_aval", "is_ordered_debugging", "is_user_file", "lowered", "made_of",
+    "needs_devices", "opened", "retraced", "retraced_at", "scan_counts", "scopes_and_transforms",
+    "source_line", "sub_jaxprs",
     "threefry_bits", "typeof", "unsharded",
     "without_dead_code",
 ]  # fmt: skip
@@ -189,6 +190,14 @@ def free_of_mesh() -> AbstractContextManager[Any]:
 def is_ordered_debugging(eqn: JaxprEqn) -> bool:
     """Whether the equation prints or calls back in order, which JAX allows on one device only."""
     return any(isinstance(e, debugging.OrderedDebugEffect) for e in eqn.effects)
+
+
+def holds_shard_map(jaxpr: Any) -> bool:
+    """Whether a `shard_map` stands at any depth, which needs the mesh that it was made for."""
+    return any(
+        eqn.primitive.name == "shard_map" or any(map(holds_shard_map, sub_jaxprs(eqn)))
+        for eqn in opened(jaxpr).eqns
+    )
 
 
 def has_own_derivatives(jaxpr: Any) -> bool:

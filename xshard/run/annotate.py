@@ -78,7 +78,7 @@ def annotate(traced: Traced, constraints: Constraints) -> Callable[..., list[Any
         given = traced.consts if consts is None else consts
         told = constraints.outputs
         arrays = {id(old): new for old, new in zip(traced.consts, given, strict=True)}
-        frame = Frame(constraints, _addresses_above(constraints), arrays)
+        frame = Frame.of(constraints, arrays)
         with free_of_mesh():
             results = frame.evaluate(traced.closed_jaxpr, args, ())
             return [frame.through(x, told.get(i, ())) for i, x in enumerate(results)]
@@ -95,12 +95,19 @@ class Frame:
       touched: addresses of the jaxprs with a constraint in them.
       consts: by the id of the traced array, the array to use.
       copies: resharded operands by the key of their first use.
+      watch: is told each equation of this trace: its address, what it reads and what it makes.
     """
 
     told: Constraints
     touched: frozenset[Address]
     consts: Mapping[int, Any]
     copies: dict[Key, Any] = field(default_factory=dict)
+    watch: Callable[[Address, JaxprEqn, list[Any], Sequence[Any]], None] | None = None
+
+    @classmethod
+    def of(cls, told: Constraints, consts: Mapping[int, Any]) -> Frame:
+        """The frame of a whole program."""
+        return cls(told, _addresses_above(told), consts)
 
     def body(self) -> Frame:
         """A frame for a body, which is a trace of its own: nothing traced outside may be used."""
@@ -114,7 +121,10 @@ class Frame:
         env.update(zip(inner.invars, args, strict=True))
         for i, eqn in enumerate(inner.eqns):
             ins = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
-            env.update(zip(eqn.outvars, self._equation(eqn, ins, (*at, i)), strict=True))
+            outs = self._equation(eqn, ins, (*at, i))
+            env.update(zip(eqn.outvars, outs, strict=True))
+            if self.watch is not None:
+                self.watch((*at, i), eqn, ins, outs)
         return [v.val if isinstance(v, Literal) else env[v] for v in inner.outvars]
 
     def _equation(self, eqn: JaxprEqn, ins: list[Any], at: Address) -> Sequence[Any]:

@@ -71,7 +71,7 @@ def _feed(frame: Frame, ins: list[Any], at: Address, carries: range) -> list[Any
 def _loop_body(frame: Frame, body: Any, at: Address, sub: int, carries: range) -> Any:
     def run(*args: Any) -> list[Any]:
         inner = frame.body()
-        outs = inner.evaluate(body, _entered(inner, args, (*at, sub)), (*at, sub))
+        outs = inner.evaluate(body, entered(inner, args, (*at, sub)), (*at, sub))
         for r, k in enumerate(carries):
             port = (*at, sub, ~k)
             outs[r] = inner.result((port, 0), inner.operand((port, 1), outs[r], outs))
@@ -85,7 +85,7 @@ def _condition(frame: Frame, cond: Any, at: Address, n_cond: int, n_body: int) -
 
     def run(*args: Any) -> list[Any]:
         inner = frame.body()
-        consts = _entered(inner, args[:n_cond], (*at, 0))
+        consts = entered(inner, args[:n_cond], (*at, 0))
         carry = [inner.result(((*at, 1, ~(n_body + k)), 0), x) for k, x in enumerate(args[n_cond:])]
         return inner.evaluate(cond, [*consts, *carry], (*at, 0))
 
@@ -96,13 +96,14 @@ def _branch(frame: Frame, branch: Any, at: Address, sub: int) -> Any:
     def run(*args: Any) -> list[Any]:
         inner = frame.body()
         fed = [inner.operand(((*at, sub, ~k), 0), x, args) for k, x in enumerate(args)]
-        outs = inner.evaluate(branch, _entered(inner, fed, (*at, sub)), (*at, sub))
+        outs = inner.evaluate(branch, entered(inner, fed, (*at, sub)), (*at, sub))
         return _left(inner, outs, at, sub)
 
     return retraced(run, branch) if _changes(frame, branch, (*at, sub), at) else branch
 
 
-def _entered(inner: Frame, args: Sequence[Any], at: Address) -> list[Any]:
+def entered(inner: Frame, args: Sequence[Any], at: Address) -> list[Any]:
+    """The inputs of a body, inside of it."""
     return [inner.result(((*at, ~k), 0), x) for k, x in enumerate(args)]
 
 

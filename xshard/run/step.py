@@ -30,6 +30,7 @@ class Runnable:
     """A planned step, called with the row of a `Call`.
 
     Attributes:
+      constraints: of the plan, in the traced program.
       jitted: takes `lead`, then the row.
       in_shardings: pytree of NamedShardings as the (non-static) arguments.
       out_shardings: as the result.
@@ -38,6 +39,7 @@ class Runnable:
 
     plan: Plan
     traced: Traced
+    constraints: Constraints
     jitted: Callable[..., Any]
     in_shardings: Any
     out_shardings: Any
@@ -105,7 +107,7 @@ def runnable(
         compiler_options=compiler_options,
     )
     out_shardings = jax.tree.unflatten(traced.out_tree, out_leaves)
-    return Runnable(plan, traced, jitted, in_shardings, out_shardings, lead)
+    return Runnable(plan, traced, constraints, jitted, in_shardings, out_shardings, lead)
 
 
 def _derived(program: Callable[..., list[Any]], traced: Traced) -> Callable[..., list[Any]]:

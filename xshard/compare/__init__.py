@@ -1,0 +1,1 @@
+"""A sharded step against the same step on one device, and the equation where they part."""
