@@ -1,12 +1,10 @@
-r"""Good answers for problems with spans: contraction, priced annealing, and a Lagrangian bound.
+r"""Good answers for problems with spans: blocks drawn at falling temperatures, within the limit.
 
-1. Nodes that follow others are contracted (`contract`); what is left is walked on (`walk`).
-2. The least memory first (`_Anneal.settle`): the prices of the fullest moments rise until all fit.
-3. A cycle (`_Anneal.cycle`) cools twice. First freely, while prices follow the memory by projected
-   subgradients, $\lambda \leftarrow \max(0, \lambda + \gamma\, \mathrm{cost}\; g / \|g\|^2)$ with
-   $g$ the bytes over the limit: this finds prices and the region where good answers are. Then
-   within the limit, at fractions of these prices.
-4. The last cycle starts from the best answer of all and cools within the limit only.
+1. `Anneal.begin`: the prices, the messages and the choices of an `Ascent`.
+2. `Anneal.repair`: where the choices do not fit, the prices of overfull moments rise until they do;
+   `Anneal.settle` looks for the least memory if that does not end.
+3. `Anneal.cool`: blocks are drawn anew (`walk`) at temperatures that fall, within the limit at
+   every step, at changing fractions of the prices.
 
 Effort is counted in sums, so that it is the same on every machine; the clock only shortens it, at
 a multiple of what the sums should take.
@@ -19,47 +17,51 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from xshard.solve.net import Desk, Floats, Net, Walker, over, priced, total_cost
+from xshard.solve.ascent import Ascent
+from xshard.solve.net import Desk, Floats, Net, Walker, over, total_cost
 from xshard.solve.problem import Ints
 from xshard.solve.walk import walk
 
 LARGEST = 400
+EVERY = 1 << 20
 TOTAL = 1 << 22
 WIDEST = 1 << 18
-HOT, COLD = 0.1, 0.01
+HOT, COLD = 0.01, 0.001
 """Temperatures: the first over the cost of an answer, the last over that for each node."""
-REHEATED = 0.1
-"""Where cooling within the limit begins, over HOT."""
-FAST, SLOW = 0.1, 0.003
-"""First and last γ of the prices."""
+FLOOR = 0.01
+"""The least price with which a moment that does not fit begins: the limit for this share of the
+cost."""
+RISE = 1.3
+MOST_REPAIRS = 60
 SUMS_PER_S = 5e8
 """What a core does in a second at least."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """`steps` steps with blocks of up to `largest` nodes and tables of up to `entries`."""
+    """`steps` steps with blocks of up to `largest` nodes, of each the `most` most promising
+    choices, and tables of up to `entries`."""
 
     largest: int
     entries: int
     steps: int
+    most: int = EVERY
     ranked: bool = False
 
 
 LADDER = (
     Rung(16, 1 << 10, 40),
-    Rung(60, 1 << 10, 20),
-    Rung(100, 1 << 12, 8),
-    Rung(200, 1 << 13, 4),
-    Rung(LARGEST, 1 << 14, 2),
-    Rung(LARGEST, 1 << 16, 1),
+    Rung(60, 1 << 12, 20, 16),
+    Rung(100, 1 << 12, 8, 24),
+    Rung(200, 1 << 14, 4, 16),
+    Rung(LARGEST, 1 << 14, 2, 16),
+    Rung(LARGEST, 1 << 16, 2, 20),
 )
 SELDOM = (
-    (16, Rung(LARGEST, WIDEST, 1, ranked=True)),
-    (4, Rung(LARGEST, 1 << 16, 1, ranked=True)),
-    (2, Rung(LARGEST, 1 << 14, 1, ranked=True)),
+    (8, Rung(LARGEST, WIDEST, 1, 10, ranked=True)),
+    (4, Rung(LARGEST, 1 << 16, 1, 16, ranked=True)),
+    (2, Rung(LARGEST, 1 << 14, 1, 20, ranked=True)),
 )
 """(n, rung): once in n turns of the ladder, instead of its first rung; more seldom by as much as
 the problem is larger than a block, since these are good where they see all of it."""
@@ -100,13 +102,14 @@ class Anneal:
         walker = Walker.at(net, np.zeros(len(net.offsets) - 1, np.int64), seed, desk)
         return Anneal(net, orders, walker, max(limit, 1), prices=np.zeros(len(net.room)))
 
-    def run(self, rung: Rung, temperature: float, extra: Floats, weight: float, limited: bool):
+    def run(self, rung: Rung, temperature: float, prices: Floats, weight: float, limited: bool):
         """Walks one rung."""
         w = self.walker
         order = self.orders if rung.ranked else self.orders[:0]
         walk(
-            self.net, w.desk, w.choices, w.over, w.best, w.state, w.random, extra, rung.steps,
-            float(temperature), rung.largest, rung.entries, limited, float(weight), order,
+            self.net, w.desk, w.choices, w.over, w.best, w.state, w.random, prices, rung.steps,
+            float(temperature), rung.largest, rung.entries, rung.most, limited, float(weight),
+            FLOOR * max(1.0, abs(float(w.state[0]))) / self.limit, order,
         )  # fmt: skip
 
     def go(self, choices: Ints) -> None:
@@ -129,15 +132,41 @@ class Anneal:
         """Whether an answer within the limit is known."""
         return bool(np.isfinite(self.walker.state[1]))
 
+    def begin(self, ascent: Ascent) -> None:
+        """At the best choices of an ascent, at its prices and with its messages."""
+        self.prices = ascent.prices.copy()
+        self.walker.desk.opening[:] = ascent.opening()
+        self.go(ascent.choices if np.isfinite(ascent.cost) else ascent.nearly)
+
+    def repair(self, clock: Clock) -> None:
+        """Raises the prices of overfull moments until the choices fit."""
+        prices = self.prices.copy()
+        for turn in range(MOST_REPAIRS):
+            if self.fits or clock.share(0, 1) > 0.2:
+                break
+            prices = self.press(LADDER[1 + turn % (len(LADDER) - 1)], 0.0, prices)
+        if not self.fits:
+            self.settle(clock)
+        w = self.walker
+        self.reference = max(1.0, float(w.state[1] if self.fits else w.state[0]))
+
+    def press(self, rung: Rung, temperature: float, prices: Floats) -> Floats:
+        """Walks a rung without the limit; the prices after it, higher where too much is live."""
+        w = self.walker
+        self.run(rung, temperature, prices, 1.0, False)
+        self.keep()
+        floor = FLOOR * max(1.0, abs(float(w.state[0]))) / self.limit
+        return np.where(w.over > 0, np.maximum(RISE * prices, floor), prices)
+
     def settle(self, clock: Clock, rounds: int = 60) -> None:
         """Looks for choices that fit; keeps those with the least peak if there are none."""
         w, moments = self.walker, len(self.net.room)
         prices = np.full(moments, 1.0 / max(moments, 1))
-        extra = np.zeros(len(self.net.costs))
+        extra = prices
         least, peak = w.choices.copy(), w.over.max(initial=0)
         for turn in range(rounds):
             scale = 1e9 * max(1.0, abs(w.state[0])) / self.limit
-            extra = priced(self.net, prices * scale)
+            extra = prices * scale
             self.run(Rung(60, 1 << 10, len(self.net.free) // 8 + 8), 0.0, extra, 1.0, False)
             w.state[0] = total_cost(self.net, w.choices)
             self.keep()
@@ -152,37 +181,20 @@ class Anneal:
             self.run(Rung(100, 1 << 12, len(self.net.free) // 4 + 4), 0.0, extra, 0.0, True)
         self.reference = max(1.0, w.state[0])
 
-    def cycle(self, clock: Clock, effort: float, free: float) -> None:
-        """Cools once, the first `free` share without the limit."""
-        w, begun = self.walker, self.walker.state[4]
-        extra, mean, weight = priced(self.net, self.prices), np.zeros(len(self.prices)), 0.0
-        unlimited = free > 0
-        hot, ratio = self.reference * HOT, COLD / HOT / max(len(self.net.free), 1)
+    def cool(self, clock: Clock, effort: float, heat: float = 1.0) -> None:
+        """Cools once from the best answer, beginning at `heat` of the highest temperature."""
+        w, begun, prices = self.walker, self.walker.state[4], self.prices
+        if self.fits:
+            self.go(w.best.copy())
+        hot = self.reference * HOT * heat
+        ratio = COLD / HOT / heat / max(len(self.net.free), 1)
         while (share := clock.share(w.state[4] - begun, effort)) < 1:
-            if share < free:
-                part = share / free
-                heat = hot * ratio ** min(part / 0.9, 1)
-                self.run(self.rung(), heat, extra, 1.0, False)
-                if self.steps % len(LADDER) == 0:
-                    rate = FAST * (SLOW / FAST) ** part
-                    self.reprice(rate)
-                    extra = priced(self.net, self.prices)
-                    if part > 0.5:
-                        mean, weight = mean + rate * self.prices, weight + rate
-                continue
-            if unlimited and self.fits:
-                unlimited = False
-                self.prices = mean / weight if weight else self.prices
-                extra = priced(self.net, self.prices)
-                self.go(w.best)
-            part = (share - free) / (1 - free)
-            start = REHEATED if free > 0 else REHEATED / 10
-            heat = hot * start * min(ratio / start, 1.0) ** min(part / 0.85, 1)
-            fraction = SHARES[(self.steps // len(LADDER)) % len(SHARES)] if self.fits else 1.0
-            self.run(self.rung(), heat if part < 0.93 else 0.0, extra, fraction, self.fits)
-            if not self.fits:
-                self.reprice(FAST)
-                extra = priced(self.net, self.prices)
+            now = hot * ratio ** min(share / 0.9, 1) if share < 0.95 else 0.0
+            if self.fits:
+                fraction = SHARES[(self.steps // len(LADDER)) % len(SHARES)]
+                self.run(self.rung(), now, self.prices, fraction, True)
+            else:
+                prices = self.press(self.rung(), now, prices)
 
     def rung(self) -> Rung:
         """The rungs in turn."""
@@ -192,15 +204,3 @@ class Anneal:
             part = max(1, len(self.net.free) // LARGEST)
             return next((rung for n, rung in SELDOM if turn % (n * part) == 0), LADDER[0])
         return LADDER[at]
-
-    def reprice(self, rate: float) -> None:
-        """One step of the prices; keeps the choices if they fit."""
-        w = self.walker
-        self.keep()
-        self.reference = min(self.reference, max(w.state[0], 1.0))
-        above: NDArray[np.bool_] = (self.prices > 0) | (w.over > 0)
-        excess = np.where(above, w.over, 0).astype(np.float64)
-        norm = float(excess @ excess)
-        if norm > 0:
-            step = rate * abs(float(w.state[0])) / norm
-            self.prices = np.maximum(0.0, self.prices + step * excess)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,6 +44,20 @@ class Flat:
     def sizes(self) -> Ints:
         """How many choices each node has."""
         return np.diff(self.offsets)
+
+    def of_nodes(self, kept: Ints) -> Flat:
+        """Over these nodes alone; edges and spans of the others must not matter."""
+        number = np.full(len(self.sizes), -1, np.int64)
+        number[kept] = np.arange(len(kept))
+        ends, nodes = number[self.ends], number[self.span_nodes]
+        assert (ends >= 0).all() and (nodes >= 0).all()
+        return replace(
+            self,
+            offsets=offsets_of(self.sizes[kept]),
+            costs=self.costs[np.repeat(number >= 0, self.sizes)],
+            ends=ends,
+            span_nodes=nodes,
+        )
 
     @staticmethod
     def of(problem: Problem) -> Flat:

@@ -9,29 +9,28 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from xshard.solve.anneal import SUMS_PER_S, Anneal, Clock
+from xshard.solve.ascent import Ascent
 from xshard.solve.check import check
 from xshard.solve.contract import Contraction, contract, contracted, relevant
-from xshard.solve.diffuse import Diffusion
 from xshard.solve.dominate import undominated
 from xshard.solve.flat import Flat
-from xshard.solve.net import Net, priced
-from xshard.solve.problem import FORBIDDEN, Edge, Infeasible, Ints, Node, Problem, Solution
+from xshard.solve.net import Net
+from xshard.solve.problem import FORBIDDEN, Infeasible, Ints, Problem, Solution
 from xshard.solve.ranks import ranks
 from xshard.solve.spans import peak_of_spans
 
 ORDERS = 8
 MOST_DROPS = 3
-CYCLES = ((0.7, 0.4),)
-"""Shares of the time, and of that the part without the limit; the last cycle has the rest."""
-BOUND_SHARE = 0.08
-BOUND_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
-BOUND_SWEEPS = 40
-MOST_NODES_TO_BOUND = 1500
+ASCENT_SHARE = 0.15
+CYCLES = ((0.15, 1.0), (0.25, 0.3), (0.35, 1.0), (0.25, 0.1))
+"""Shares of the time left after that and the heat with which each begins; the last begins at the
+best answer of all workers."""
+BOUND_SHARE = 0.05
 TICK_S = 0.5
 Report = Callable[[float, str, int | None, int], None]
 """(seconds, stage, objective, bound)"""
@@ -39,16 +38,21 @@ Report = Callable[[float, str, int | None, int], None]
 
 @dataclass(slots=True)
 class _Core:
-    """What is left of a problem, and the way back."""
+    """What is left of a problem, `free` of its nodes, and the way back."""
 
     problem: Problem
     flat: Flat
+    free: Ints
+    nodes: int
     steps: tuple[Contraction, ...]
     net: Net
     orders: Ints
 
     def invert(self, choices: Ints) -> tuple[int, ...]:
         """Choices of the problem."""
+        all_choices = np.zeros(self.nodes, np.int64)
+        all_choices[self.free] = choices
+        choices = all_choices
         for step in reversed(self.steps):
             choices = step.invert(choices)
         return tuple(choices.tolist())
@@ -60,6 +64,7 @@ class _Crew:
 
     core: _Core
     anneals: list[Anneal]
+    ascents: list[Ascent]
     began_s: float
     limit_s: float
     report: Report
@@ -79,17 +84,18 @@ class _Crew:
         cost = float(self.best().walker.state[1])
         return self.core.flat.constant + round(cost) if np.isfinite(cost) else None
 
-    def together(self, stage: str, work: Callable[[Anneal], None]) -> None:
+    def together(self, stage: str, work: Callable[[int], None]) -> None:
         """All workers at the same time; an interrupt ends their work early."""
         failures: list[BaseException] = []
 
-        def guarded(anneal: Anneal) -> None:
+        def guarded(worker: int) -> None:
             try:
-                work(anneal)
+                work(worker)
             except BaseException as failure:  # raised again below, in the caller's thread
                 failures.append(failure)
 
-        threads = [threading.Thread(target=guarded, args=(a,)) for a in self.anneals]
+        count = len(self.anneals)
+        threads = [threading.Thread(target=guarded, args=(k,)) for k in range(count)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -142,7 +148,8 @@ def solve_spans(
     limit = problem.limit or 0
     count = max(1, workers)
     anneals = [Anneal.of(core.net, core.orders, limit, seed * 1000 + k) for k in range(count)]
-    crew = _Crew(core, anneals, began_s, time_limit_s, report, _least(core.flat))
+    ascents = [Ascent.of(core.net, rank) for rank in _orders(core, count)]
+    crew = _Crew(core, anneals, ascents, began_s, time_limit_s, report, _least(core.flat))
     if len(core.net.free):
         _search(crew)
     best = crew.best()
@@ -151,7 +158,6 @@ def solve_spans(
         return _nothing(crew)
     choices = core.invert(best.walker.best)
     objective = check(problem, choices)
-    _raise_bound(crew, best)
     crew.tell("done")
     notes: dict[str, int | float | str] = {
         "core_nodes": len(core.net.free), "core_choices": int(core.flat.sizes[core.net.free].sum()),
@@ -171,27 +177,58 @@ def _core(problem: Problem) -> _Core | None:
             break
         flat = contract(flat, step)
         steps.append(step)
-    return _Core(problem, flat, tuple(steps), Net.of(flat), ranks(flat, ORDERS))
+    free = np.flatnonzero(flat.sizes > 1)
+    left = flat.of_nodes(free)
+    return _Core(
+        problem, left, free, len(flat.sizes), tuple(steps), Net.of(left), ranks(left, ORDERS)
+    )
+
+
+def _orders(core: _Core, count: int) -> list[Ints]:
+    """Orders of the nodes for ascents: the problem's own, then orders of elimination."""
+    own = np.arange(len(core.flat.sizes))
+    return [own, *(core.orders[k % len(core.orders)] for k in range(count - 1))]
 
 
 def _search(crew: _Crew) -> None:
-    crew.together("memory", lambda a: a.settle(crew.clock(1.0)))
-    room = 1 - BOUND_SHARE - (time.monotonic() - crew.began_s) / crew.limit_s
-    spent = 0.0
-    for share, free in CYCLES:
-        clock, effort = crew.clock(share * room), SUMS_PER_S * crew.limit_s * share
-        for a in crew.anneals:
-            a.prices = np.zeros_like(a.prices)
-        crew.together("cooling", lambda a, c=clock, e=effort, f=free: a.cycle(c, e, f))
-        spent += share
+    anneals, ascents = crew.anneals, crew.ascents
+    sums = SUMS_PER_S * crew.limit_s
+    _climb(crew, "pricing memory", ASCENT_SHARE)
+    for anneal, ascent in zip(anneals, ascents, strict=True):
+        anneal.begin(ascent)
+    crew.together("fitting", lambda k: anneals[k].repair(crew.clock(1.0)))
+    room = max(0.0, crew.left_s() / crew.limit_s - BOUND_SHARE)
+    for cycle, (share, heat) in enumerate(CYCLES):
+        _meet(crew, everyone=cycle == len(CYCLES) - 1)
+        clock, effort = crew.clock(share * room), sums * share * (1 - ASCENT_SHARE - BOUND_SHARE)
+        crew.together("cooling", lambda k, c=clock, e=effort, h=heat: anneals[k].cool(c, e, h))
+    for ascent in ascents:
+        ascent.again(float(crew.best().walker.state[1]))
+    _climb(crew, "bounding", BOUND_SHARE)
+
+
+def _climb(crew: _Crew, stage: str, share: float) -> None:
+    """All ascents, for a share of the time."""
+    clock, effort = crew.clock(share), SUMS_PER_S * crew.limit_s * share
+    begun = [ascent.sums for ascent in crew.ascents]
+
+    def work(k: int) -> None:
+        crew.ascents[k].climb(lambda sums: clock.share(sums - begun[k], effort))
+
+    crew.together(stage, work)
+    raised = max(ascent.bound for ascent in crew.ascents)
+    if np.isfinite(raised):
+        crew.bound = max(crew.bound, crew.core.flat.constant + int(np.floor(raised)))
+
+
+def _meet(crew: _Crew, *, everyone: bool) -> None:
+    """Workers go on from the best answer of any: everyone, or those that have none."""
     best = crew.best()
     if best.fits:
-        start, prices = best.walker.best.copy(), best.prices.copy()
-        for a in crew.anneals:
-            a.go(start)
-            a.prices = prices.copy()
-    clock, effort = crew.clock((1 - spent) * room), SUMS_PER_S * crew.limit_s * (1 - spent)
-    crew.together("closing in", lambda a: a.cycle(clock, effort, 0.0))
+        start = best.walker.best.copy()
+        for anneal in crew.anneals:
+            if everyone or not anneal.fits:
+                anneal.go(start)
 
 
 def _nothing(crew: _Crew) -> Infeasible:
@@ -208,41 +245,3 @@ def _least(flat: Flat) -> int:
     costs = np.minimum.reduceat(flat.costs, flat.offsets[:-1])
     tables = np.minimum.reduceat(flat.tables, flat.starts[:-1]) if len(flat.ends) else costs[:0]
     return min(flat.constant + int(costs.sum()) + int(tables.sum()), FORBIDDEN)
-
-
-def _raise_bound(crew: _Crew, best: Anneal) -> None:
-    """The Lagrangian of the limit at shares of the last prices, by diffusion."""
-    free, flat = crew.core.net.free, crew.core.flat
-    if not 0 < len(free) <= MOST_NODES_TO_BOUND:
-        return
-    small = _bare(flat, free)
-    engine = Diffusion.of(small)
-    tables = engine.edge_tables([e.costs for e in small.edges])
-    for weight in BOUND_WEIGHTS:
-        prices = best.prices * weight
-        extra = np.floor(priced(crew.core.net, prices) * (1 - 1e-9)).astype(np.int64)
-        parts = [extra[flat.offsets[i] : flat.offsets[i + 1]] for i in free]
-        costs = [n.costs + p for n, p in zip(small.nodes, parts, strict=True)]
-        least = engine.raised(costs, tables, BOUND_SWEEPS, lambda: crew.left_s() > 0)
-        paid = float(prices @ flat.room)
-        bound = flat.constant + least - int(np.ceil(paid + 1e-9 * abs(paid)))
-        crew.bound = max(crew.bound, bound)
-        if crew.left_s() <= 0:
-            return
-
-
-def _bare(flat: Flat, free: Ints) -> Problem:
-    """The core's nodes and edges, without memory."""
-    number = np.full(len(flat.sizes), -1)
-    number[free] = np.arange(len(free))
-    zero = np.zeros(int(flat.sizes.max()), np.int64)
-    nodes = [
-        Node("", flat.costs[flat.offsets[i] : flat.offsets[i + 1]], zero[: flat.sizes[i]])
-        for i in free
-    ]
-    edges: list[Edge] = []
-    for k, (a, b) in enumerate(flat.ends.tolist()):
-        table = flat.tables[flat.starts[k] : flat.starts[k + 1]]
-        shape = (flat.sizes[a], flat.sizes[b])
-        edges.append(Edge(int(number[a]), int(number[b]), table.reshape(shape)))
-    return replace(Problem((), ()), nodes=tuple(nodes), edges=tuple(edges))

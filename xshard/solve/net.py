@@ -13,7 +13,7 @@ from xshard.solve.jit import kernel
 from xshard.solve.problem import Ints
 
 Floats = NDArray[np.float64]
-MOST_PARENTS = 8
+MOST_PARENTS = 12
 """Nodes that a table of a block spans, next to the one it is minimised over."""
 GUMBEL = -np.log(-np.log((np.arange(1 << 14) + 0.5) / (1 << 14)))
 """Quantiles of the standard Gumbel distribution."""
@@ -87,7 +87,8 @@ class Desk(NamedTuple):
     """Where `walk` works: nothing in it matters between two calls.
 
     A block has `largest` nodes at most, in the order in which they joined; `parents` are those
-    positions that a node's table spans, in rising order.
+    positions that a node's table spans, in rising order; `picks` the choices that are looked at,
+    `at` the place in them of the one taken. `opening` are the messages to begin with.
     """
 
     block: Ints
@@ -111,6 +112,20 @@ class Desk(NamedTuple):
     waiting_counts: Ints
     delta: Ints
     noise: Floats
+    picks: Ints
+    widths: Ints
+    at: Ints
+    cells: Ints
+    score: Floats
+    total: Floats
+    few: Floats
+    inbox: Floats
+    opening: Floats
+    noisy: Floats
+    local: Floats
+    prefix: Floats
+    marks: NDArray[np.bool_]
+    inbox_at: Ints
 
     @staticmethod
     def of(net: Net, largest: int, entries: int, total: int) -> Desk:
@@ -118,13 +133,20 @@ class Desk(NamedTuple):
         n, widest = len(net.offsets) - 1, int(np.diff(net.offsets).max(initial=1))
         per = np.zeros(largest, np.int64)
         wide = np.zeros((largest, MOST_PARENTS), np.int64)
+        sizes = np.diff(net.offsets)
+        inbox_at = offsets_of(np.repeat(sizes, np.diff(net.first)))
         return Desk(
             per, per.copy(), wide, per.copy(), per.copy(), per.copy(), per.copy(),
             np.zeros((largest, widest)), np.zeros((largest, widest)),
-            np.zeros(max(entries, widest)),
+            np.zeros(max(entries, widest * widest)),
             np.zeros(total), np.zeros(total, np.int32), np.zeros(n, np.int64),
             np.full(n, -1, np.int64), np.full(n, -1, np.int64), np.zeros(n + 1, np.int64),
             per.copy(), wide.copy(), per.copy(), np.zeros(len(net.room) + 1, np.int64), GUMBEL,
+            np.zeros((largest, widest), np.int64), per.copy(), per.copy(), per.copy(),
+            np.zeros((largest, widest)), np.zeros(widest), np.zeros(widest * widest),
+            np.zeros(int(inbox_at[-1])), np.zeros(int(inbox_at[-1])),
+            np.zeros((largest, widest)), np.zeros(len(net.room)), np.zeros(len(net.room) + 1),
+            np.zeros(len(net.room), np.bool_), inbox_at[:-1].copy(),
         )  # fmt: skip
 
 
@@ -132,7 +154,8 @@ class Desk(NamedTuple):
 class Walker:
     """Where a walk is: `over[t]` is what is live at moment t beyond its room.
 
-    `state` is (cost, least cost of an answer that fits, steps taken, steps refused, sums made).
+    `state` is (cost, least cost of an answer that fits, steps taken, tries refused, sums made,
+    steps taken at a higher price).
     """
 
     choices: Ints
@@ -148,7 +171,7 @@ class Walker:
         random = np.random.default_rng(seed).integers(1, 2**63, 1, np.uint64)
         cost, live = total_cost(net, choices), over(net, choices)
         fits = live.max(initial=0) <= 0
-        state = np.array([cost, cost if fits else np.inf, 0, 0, 0])
+        state = np.array([cost, cost if fits else np.inf, 0, 0, 0, 0])
         return Walker(choices.copy(), live, choices.copy(), state, random, desk)
 
 

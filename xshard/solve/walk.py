@@ -29,7 +29,7 @@ from xshard.solve.net import MOST_PARENTS
 
 WIDE = 24
 """A node with more neighbours than this joins a block with a probability that falls with them."""
-TRIES = 3
+TRIES = 10
 
 
 @kernel
@@ -43,16 +43,20 @@ def _next(random):
 
 
 @kernel
-def _join(net, desk, v, size, near, entries):
+def _width(net, v, most):
+    """How many choices of node v a block looks at."""
+    return min(net.offsets[v + 1] - net.offsets[v], most)
+
+
+@kernel
+def _join(net, desk, v, size, near, entries, most):
     """Whether node v, next to the positions `near` of the block, keeps all tables small."""
-    k = net.offsets[v + 1] - net.offsets[v]
-    cells = k
+    cells = _width(net, v, most)
     m = len(near)
     if m > MOST_PARENTS:
         return False
     for i in range(m):
-        u = desk.block[near[i]]
-        cells *= net.offsets[u + 1] - net.offsets[u]
+        cells *= _width(net, desk.block[near[i]], most)
     if cells > entries:
         return False
     desk.counts[size] = m
@@ -80,11 +84,9 @@ def _join(net, desk, v, size, near, entries):
             break
         if count > MOST_PARENTS:
             return False
-        w = desk.block[u]
-        cells = net.offsets[w + 1] - net.offsets[w]
+        cells = _width(net, desk.block[u], most)
         for i in range(count):
-            w = desk.block[merged[i]]
-            cells *= net.offsets[w + 1] - net.offsets[w]
+            cells *= _width(net, desk.block[merged[i]], most)
         if cells > entries:
             return False
         desk.waiting[waiting] = u
@@ -102,7 +104,7 @@ def _join(net, desk, v, size, near, entries):
 
 
 @kernel
-def _place(net, desk, w, size, step, entries):
+def _place(net, desk, w, size, step, entries, most):
     """Adds node w to the block of `size`, if that keeps all tables small; the new size."""
     near = np.empty(MOST_PARENTS + 1, np.int64)
     m = 0
@@ -118,7 +120,7 @@ def _place(net, desk, w, size, step, entries):
             m += 1
             if m > MOST_PARENTS:
                 return size
-    if not _join(net, desk, w, size, near[:m].copy(), entries):
+    if not _join(net, desk, w, size, near[:m].copy(), entries, most):
         return size
     desk.block[size] = w
     desk.where[w] = size
@@ -127,7 +129,7 @@ def _place(net, desk, w, size, step, entries):
 
 
 @kernel
-def _grow(net, desk, random, step, wanted, entries):
+def _grow(net, desk, random, step, wanted, entries, most):
     """Fills the block with connected nodes around a random one; returns how many."""
     desk.frontier[0] = net.free[_next(random) % len(net.free)]
     desk.tried[desk.frontier[0]] = step
@@ -141,7 +143,7 @@ def _grow(net, desk, random, step, wanted, entries):
         if degree > WIDE and size > 0 and _next(random) % degree >= WIDE:
             continue
         before = size
-        size = _place(net, desk, w, size, step, entries)
+        size = _place(net, desk, w, size, step, entries, most)
         if size > before:
             for j in range(net.first[w], net.first[w + 1]):
                 u = net.near[j]
@@ -153,7 +155,7 @@ def _grow(net, desk, random, step, wanted, entries):
 
 
 @kernel
-def _region(net, desk, random, step, wanted, entries, rank):
+def _region(net, desk, random, step, wanted, entries, most, rank):
     """Fills the block from a connected region, in an order that keeps tables small."""
     desk.frontier[0] = net.free[_next(random) % len(net.free)]
     desk.tried[desk.frontier[0]] = step
@@ -178,7 +180,7 @@ def _region(net, desk, random, step, wanted, entries, rank):
     size = 0
     for i in range(done):
         if _next(random) % 128 >= left_out:
-            size = _place(net, desk, desk.frontier[order[i]], size, step, entries)
+            size = _place(net, desk, desk.frontier[order[i]], size, step, entries, most)
     return size
 
 
@@ -224,81 +226,185 @@ def _add(joint, k, dims, strides, table, start):
 
 
 @kernel
-def _minimise(net, desk, choices, step, size):
+def _send(net, desk, step, size, b, forward):
+    """Messages of one node of the block to those that come later (or earlier) in it: TRW-S."""
+    v = desk.block[b]
+    k = net.offsets[v + 1] - net.offsets[v]
+    total = desk.total
+    for c in range(k):
+        total[c] = desk.work[b, c]
+    before, after = 0, 0
+    for j in range(net.first[v], net.first[v + 1]):
+        u = net.near[j]
+        if desk.stamp[u] == step:
+            if desk.where[u] < b:
+                before += 1
+            else:
+                after += 1
+            at = desk.inbox_at[j]
+            for c in range(k):
+                total[c] += desk.inbox[at + c]
+    share = 1.0 / max(before, after, 1)
+    mine = desk.score[b]
+    for c in range(k):
+        mine[c] = total[c]
+    sums = k * (before + after)
+    for j in range(net.first[v], net.first[v + 1]):
+        u = net.near[j]
+        if desk.stamp[u] == step and (desk.where[u] > b) == forward:
+            at, to, row = desk.inbox_at[j], desk.inbox_at[net.back[j]], net.at[j]
+            for c in range(k):
+                total[c] = share * mine[c] - desk.inbox[at + c]
+            others = net.offsets[u + 1] - net.offsets[u]
+            least = np.inf
+            for d in range(others):
+                low = np.inf
+                for c in range(k):
+                    low = min(low, total[c] + net.tables[row + c])
+                desk.inbox[to + d] = low
+                least = min(least, low)
+                row += k
+            for d in range(others):
+                desk.inbox[to + d] -= least
+            sums += others * k
+    return sums
+
+
+@kernel
+def _candidates(net, desk, choices, step, size, most):
+    """The choices of the block's nodes that are looked at: the present one first, and the best."""
+    narrow = True
+    for b in range(size):
+        v = desk.block[b]
+        narrow = narrow and net.offsets[v + 1] - net.offsets[v] <= most
+    sums = 0
+    if not narrow:
+        for b in range(size):
+            v = desk.block[b]
+            for j in range(net.first[v], net.first[v + 1]):
+                at = desk.inbox_at[j]
+                for c in range(net.offsets[v + 1] - net.offsets[v]):
+                    desk.inbox[at + c] = desk.opening[at + c]
+        for b in range(size):
+            sums += _send(net, desk, step, size, b, True)
+        for b in range(size - 1, -1, -1):
+            sums += _send(net, desk, step, size, b, False)
+    for b in range(size):
+        v = desk.block[b]
+        k = net.offsets[v + 1] - net.offsets[v]
+        desk.picks[b, 0] = choices[v]
+        count = 1
+        if k <= most:
+            for c in range(k):
+                if c != choices[v]:
+                    desk.picks[b, count] = c
+                    count += 1
+        else:
+            order = np.argsort(desk.score[b, :k])
+            for c in order:
+                if c != choices[v] and count < most:
+                    desk.picks[b, count] = c
+                    count += 1
+        desk.widths[b] = count
+    return sums
+
+
+@kernel
+def _few(net, desk, b, p, row, k):
+    """The table between block positions p and b over their candidates."""
+    few = desk.few
+    n = desk.widths[b]
+    for i in range(desk.widths[p]):
+        at = row + desk.picks[p, i] * k
+        for c in range(n):
+            few[i * n + c] = net.tables[at + desk.picks[b, c]]
+
+
+@kernel
+def _eliminate(net, desk, step, b, used):
+    """Minimises position b out over its parents; how many sums it took, or -1 without room."""
+    v = desk.block[b]
+    k, n = net.offsets[v + 1] - net.offsets[v], desk.widths[b]
+    m = desk.counts[b]
+    parents = desk.parents[b, :m]
+    dims = np.empty(m, np.int64)
+    strides = np.zeros(m, np.int64)
+    cells = 1
+    for i in range(m):
+        dims[i] = desk.widths[parents[i]]
+        cells *= dims[i]
+    if used + cells > len(desk.low):
+        return -1
+    for i in range(cells):
+        for c in range(n):
+            desk.joint[i * n + c] = desk.work[b, desk.picks[b, c]]
+    sums = cells * n
+    for j in range(net.first[v], net.first[v + 1]):
+        u = net.near[j]
+        if desk.stamp[u] == step and desk.where[u] < b:
+            p = desk.where[u]
+            for i in range(m):
+                strides[i] = n if parents[i] == p else 0
+            _few(net, desk, b, p, net.at[j], k)
+            _add(desk.joint, n, dims, strides, desk.few, 0)
+            sums += cells * n
+    c = desk.child[b]
+    while c >= 0:
+        stride = 1
+        for i in range(m):
+            strides[i] = 0
+        for i in range(desk.counts[c] - 1, -1, -1):
+            p = desk.parents[c, i]
+            for j in range(m):
+                if parents[j] == p:
+                    strides[j] = stride
+            stride *= desk.widths[p]
+        _add(desk.joint, n, dims, strides, desk.low, desk.starts[c])
+        sums += cells * n
+        c = desk.sibling[c]
+    for i in range(cells):
+        low, arg = desk.joint[i * n], 0
+        for c in range(1, n):
+            if desk.joint[i * n + c] < low:
+                low, arg = desk.joint[i * n + c], c
+        desk.low[used + i] = low
+        desk.pick[used + i] = arg
+    desk.cells[b] = cells
+    return sums
+
+
+@kernel
+def _minimise(net, desk, choices, step, size, most):
     """The block's best choices under `work`, into `new`; how many sums it took, or -1."""
     for b in range(size):
         desk.child[b] = -1
-    used, sums = 0, 0
+    sums = _candidates(net, desk, choices, step, size, most)
+    used = 0
     for b in range(size - 1, -1, -1):
-        v = desk.block[b]
-        k = net.offsets[v + 1] - net.offsets[v]
-        m = desk.counts[b]
-        parents = desk.parents[b, :m]
-        dims = np.empty(m, np.int64)
-        strides = np.zeros(m, np.int64)
-        cells = 1
-        for i in range(m):
-            u = desk.block[parents[i]]
-            dims[i] = net.offsets[u + 1] - net.offsets[u]
-            cells *= dims[i]
-        if used + cells > len(desk.low):
+        made = _eliminate(net, desk, step, b, used)
+        if made < 0:
             return -1
-        for i in range(cells):
-            for c in range(k):
-                desk.joint[i * k + c] = desk.work[b, c]
-        for j in range(net.first[v], net.first[v + 1]):
-            u = net.near[j]
-            if desk.stamp[u] == step and desk.where[u] < b:
-                p = desk.where[u]
-                for i in range(m):
-                    strides[i] = k if parents[i] == p else 0
-                _add(desk.joint, k, dims, strides, net.tables, net.at[j])
-                sums += cells * k
-        c = desk.child[b]
-        while c >= 0:
-            stride = 1
-            for i in range(m):
-                strides[i] = 0
-            for i in range(desk.counts[c] - 1, -1, -1):
-                p = desk.parents[c, i]
-                for j in range(m):
-                    if parents[j] == p:
-                        strides[j] = stride
-                u = desk.block[p]
-                stride *= net.offsets[u + 1] - net.offsets[u]
-            _add(desk.joint, k, dims, strides, desk.low, desk.starts[c])
-            sums += cells * k
-            c = desk.sibling[c]
+        sums += made
         desk.starts[b] = used
-        for i in range(cells):
-            low, arg = desk.joint[i * k], 0
-            if m == 0:
-                arg = choices[v]
-                low = desk.joint[i * k + arg]
-            for c in range(k):
-                if desk.joint[i * k + c] < low:
-                    low, arg = desk.joint[i * k + c], c
-            desk.low[used + i] = low
-            desk.pick[used + i] = arg
-        used += cells
-        sums += cells * k
+        used += desk.cells[b]
+        m = desk.counts[b]
         if m > 0:
-            p = parents[m - 1]
+            p = desk.parents[b, m - 1]
             desk.sibling[b] = desk.child[p]
             desk.child[p] = b
     for b in range(size):
         at = 0
         for i in range(desk.counts[b]):
             p = desk.parents[b, i]
-            u = desk.block[p]
-            at = at * (net.offsets[u + 1] - net.offsets[u]) + desk.new[p]
-        desk.new[b] = desk.pick[desk.starts[b] + at]
+            at = at * desk.widths[p] + desk.at[p]
+        desk.at[b] = desk.pick[desk.starts[b] + at]
+        desk.new[b] = desk.picks[b, desk.at[b]]
     return sums
 
 
 @kernel
 def _move(net, desk, choices, over, step, size, limited):
-    """Takes the new choices of the block, if they fit; whether it did."""
+    """Takes the new choices of the block if they fit; else marks the overfull moments."""
     delta = desk.delta
     low, high = len(over), 0
     for b in range(size):
@@ -313,24 +419,53 @@ def _move(net, desk, choices, over, step, size, limited):
                     delta[net.span_to[s]] -= amount
                     low = min(low, net.span_from[s])
                     high = max(high, net.span_to[s])
-    if limited:
-        rise = 0
-        for t in range(low, high):
-            rise += delta[t]
-            if rise > 0 and over[t] + rise > 0:
-                for u in range(low, high + 1):
-                    delta[u] = 0
-                return False
-    rise = 0
+    fits, rise = True, 0
     for t in range(low, high):
         rise += delta[t]
+        delta[t] = rise
+        if limited and rise > 0 and over[t] + rise > 0:
+            fits = False
+            desk.marks[t] = True
+    if fits:
+        for t in range(low, high):
+            over[t] += delta[t]
+        for b in range(size):
+            choices[desk.block[b]] = desk.new[b]
+    for t in range(low, min(high + 1, len(delta))):
         delta[t] = 0
-        over[t] += rise
-    if high > low:
-        delta[high] = 0
+    return fits
+
+
+@kernel
+def _raise(desk, prices, weight, floor):
+    """Doubles the price of the marked moments, for this block only."""
+    total = 0.0
+    for t in range(len(prices)):
+        price = weight * prices[t] + desk.local[t]
+        if desk.marks[t]:
+            desk.marks[t] = False
+            desk.local[t] += max(price, floor)
+            price = weight * prices[t] + desk.local[t]
+        desk.prefix[t] = total
+        total += price
+    desk.prefix[len(prices)] = total
+
+
+@kernel
+def _work(net, desk, prefix, weight, size):
+    """What each choice of the block costs with its noise and its memory at prices."""
     for b in range(size):
-        choices[desk.block[b]] = desk.new[b]
-    return True
+        v = desk.block[b]
+        k = net.offsets[v + 1] - net.offsets[v]
+        for c in range(k):
+            desk.work[b, c] = desk.noisy[b, c]
+        for j in range(net.span_first[v], net.span_first[v + 1]):
+            s = net.spans[j]
+            price = weight * (prefix[net.span_to[s]] - prefix[net.span_from[s]])
+            if price > 0:
+                at = net.span_starts[s]
+                for c in range(k):
+                    desk.work[b, c] += price * net.usage[at + c]
 
 
 @kernel
@@ -352,8 +487,8 @@ def _change(net, desk, choices, step, size):
 
 @kernel
 def walk(
-    net, desk, choices, over, best, state, random, extra,
-    steps, temperature, largest, entries, limited, weight, ranks,
+    net, desk, choices, over, best, state, random, prices,
+    steps, temperature, largest, entries, most, limited, weight, floor, ranks,
 ):  # fmt: skip
     """`steps` steps with blocks of up to `largest` nodes and tables of up to `entries`.
 
@@ -361,26 +496,27 @@ def walk(
     """
     desk.stamp[:] = -1
     desk.tried[:] = -1
+    paid = np.zeros(len(prices) + 1)
+    paid[1:] = np.cumsum(prices)
     for step in range(steps):
         if len(ranks) > 0:
             rank = ranks[_next(random) % len(ranks)]
-            size = _region(net, desk, random, step, largest, entries, rank)
+            size = _region(net, desk, random, step, largest, entries, most, rank)
         else:
             wanted = 1 + _next(random) % largest
-            size = _grow(net, desk, random, step, wanted, entries)
+            size = _grow(net, desk, random, step, wanted, entries, most)
         if size == 0:
             continue
         _gather(net, desk, choices, step, size)
-        dearer = weight
-        for _ in range(TRIES):
-            for b in range(size):
-                v = desk.block[b]
-                o = net.offsets[v]
-                for c in range(net.offsets[v + 1] - o):
-                    desk.work[b, c] = desk.own[b, c] + dearer * extra[o + c]
-                    if temperature > 0:
-                        desk.work[b, c] -= temperature * desk.noise[_next(random) >> 48]
-            sums = _minimise(net, desk, choices, step, size)
+        for b in range(size):
+            v = desk.block[b]
+            for c in range(net.offsets[v + 1] - net.offsets[v]):
+                desk.noisy[b, c] = desk.own[b, c]
+                if temperature > 0:
+                    desk.noisy[b, c] -= temperature * desk.noise[_next(random) >> 48]
+        _work(net, desk, paid, weight, size)
+        for turn in range(TRIES):
+            sums = _minimise(net, desk, choices, step, size, most)
             if sums < 0:
                 break
             state[4] += sums + 64 * size
@@ -388,9 +524,14 @@ def walk(
             if _move(net, desk, choices, over, step, size, limited):
                 state[0] += change
                 state[2] += 1
+                if turn > 0:
+                    state[5] += 1
                 if limited and state[0] < state[1]:
                     state[1] = state[0]
                     best[:] = choices
                 break
             state[3] += 1
-            dearer *= 2.0
+            if turn == 0:
+                desk.local[:] = 0.0
+            _raise(desk, prices, weight, floor)
+            _work(net, desk, desk.prefix, 1.0, size)
