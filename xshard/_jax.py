@@ -26,8 +26,8 @@ __all__ = [
     "ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Var", "auto_mesh", "closed", "consts_of",
     "equation_context", "free_of_mesh", "has_explicit_axes", "has_mesh", "holds_shard_map",
     "inlined", "is_array_aval", "is_ordered_debugging", "is_user_file", "lowered", "made_of",
-    "needs_devices", "opened", "retraced", "retraced_at", "scan_counts", "scopes_and_transforms",
-    "source_line", "sub_jaxprs",
+    "needed_for", "needs_devices", "opened", "retraced", "retraced_at", "scan_counts",
+    "scopes_and_transforms", "source_line", "sub_jaxprs",
     "threefry_bits", "typeof", "unsharded",
     "without_dead_code",
 ]  # fmt: skip
@@ -85,6 +85,12 @@ def without_dead_code(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     inner = opened(jaxpr)
     pruned, _ = pe.dce_jaxpr(inner, [True] * len(inner.outvars), instantiate=True)
     return closed(pruned, jaxpr.consts)
+
+
+def needed_for(jaxpr: Any, wanted: Sequence[bool]) -> tuple[ClosedJaxpr, list[bool]]:
+    """The part of a jaxpr that makes the wanted results; which of its inputs that takes."""
+    pruned, used = pe.dce_jaxpr(opened(jaxpr), list(wanted))
+    return closed(pruned, consts_of(jaxpr)), used
 
 
 def retraced(fun: Callable[..., Sequence[Any]], like: Any, *, lift: bool = False) -> Any:
@@ -228,12 +234,19 @@ def has_mesh(eqn: JaxprEqn) -> bool:
     return not eqn.ctx.cur_abstract_mesh.empty
 
 
-def equation_context(eqn: JaxprEqn, name: str = "") -> tuple[Any, Any]:
+def equation_context(eqn: JaxprEqn, name: str = "", *, again: bool = False) -> tuple[Any, Any]:
     """Two context managers: the equation's line and name stack; its settings but for the mesh.
 
     An equation without a line of the user's own keeps that of the call around it.
+
+    Args:
+      name: a scope to add.
+      again: it runs again in the backward pass: marked as `jax.checkpoint` marks that.
     """
-    stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
+    stack = source_info_util.current_name_stack()
+    if again:
+        stack = stack.transform("transpose").extend("rematted_computation")
+    stack = stack + eqn.source_info.name_stack
     if name:
         stack = stack.extend(name)
     line = eqn.source_info.traceback if source_line(eqn.source_info.traceback) else None

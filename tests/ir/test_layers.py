@@ -96,5 +96,13 @@ def test_scanned_layers_in_a_loop_over_microbatches_or_not(microbatches: int) ->
     assert first.forward < second.forward < second.backward < first.backward
 
 
+def test_unrolled_layers_in_a_loop_over_microbatches_stand_in_its_body() -> None:
+    traced = trace(train([mlp] * 5), (state([MLP] * 5), array(4, 8)))
+    split = divided(traced, [*[None] * 30, 0]).into(2)
+    [chain] = find_layers(split.graph)
+    assert isinstance(chain, Chain)
+    assert (len(chain.region), chain.length) == (2, 5)
+
+
 def test_a_loop_that_nothing_goes_back_through_is_no_layer() -> None:
     assert find_layers(trace(scanned, (stacked(3), array(4, 8))).graph) == ()

@@ -23,6 +23,8 @@ from xshard.ir.graph import Graph, Op
 
 _GRAM = 6
 """Ops that must agree before two places are compared at all."""
+_POSITIONS = {"slice": ("start_indices", "limit_indices")}
+"""Parameters that say where and not how much: layer 3 of stacked weights is like layer 4."""
 _MAX_PERIODS = 64
 """Candidate periods that are tried, the most frequent first."""
 
@@ -77,7 +79,8 @@ def signature(graph: Graph, op: Op) -> Hashable:
         return None if v is None else (graph.values[v].shape, graph.values[v].dtype)
 
     ins, outs = tuple(map(aval, op.inputs)), tuple(map(aval, op.outputs))
-    return (op.prim, ins, outs, op.phase, op.repeat, len(op.address), _frozen(op.params))
+    params = {k: v for k, v in op.params.items() if k not in _POSITIONS.get(op.prim, ())}
+    return (op.prim, ins, outs, op.phase, op.repeat, len(op.address), _frozen(params))
 
 
 def _frozen(params: dict[str, Any]) -> Hashable:

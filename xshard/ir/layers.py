@@ -159,18 +159,32 @@ def _forward_runs(ops: Sequence[Op]) -> list[list[Op]]:
 def _cuts(
     places: Places, region: Address, run: Sequence[Op], start: int, stop: int, period: int
 ) -> range:
-    """Where copies begin, and where the last one ends: the phase that hands on the fewest bytes."""
+    """Where copies begin, and where the last one ends: the phase that hands on the fewest bytes.
+
+    None where equations do not begin alike, or where copies do not read the ones before.
+    """
     passing = _passing_bytes(places.graph, run, start)
     equations = [places.equation(op.address, region) for op in run[start:stop]]
-    free = [o for o in range(period) if o == 0 or equations[o] != equations[o - 1]]
     middle = start + (stop - start) // (2 * period) * period
 
-    def worth(offset: int) -> tuple[int, int, int]:
-        at = middle + offset
-        at -= period if at >= stop else 0
-        return int(passing[at]), -((stop - start - offset) // period), offset
+    def cut(offset: int) -> int:
+        return middle + offset - (period if middle + offset >= stop else 0)
 
-    best = min(map(worth, free))[2]
+    def hands_on(offset: int) -> bool:
+        at = cut(offset)
+        made = {v for op in run[max(start, at - period) : at] for v in op.outputs}
+        return any(v in made for op in run[at : min(stop, at + period)] for v in op.inputs)
+
+    def begins(offset: int) -> bool:
+        places = range(offset or period, len(equations), period)
+        return all(equations[i] != equations[i - 1] for i in places)
+
+    free = [o for o in range(period) if begins(o)]
+    if not free:
+        return range(0)
+    best = min(free, key=lambda o: (int(passing[cut(o)]), -((stop - start - o) // period), o))
+    if not hands_on(best):
+        return range(0)
     return range(start + best, stop + 1, period)
 
 

@@ -1,4 +1,4 @@
-"""scan, while and cond as port ops around their bodies.
+"""scan, while and cond as port ops around their bodies; barriers as ports.
 
 A port's address tells the variable that it makes; `~k` is `-1 - k`:
 
@@ -8,6 +8,8 @@ A port's address tells the variable that it makes; `~k` is `-1 - k`:
 Each port has one result, so `(op.address, 0)` is the key of that value, as `(op.address, r)` is
 for every other op. Sub-jaxprs: a scan's body is 0; a while's condition is 0 and its body 1 (both
 read one carry, whose address is the body's); a cond's branches are 0, 1, ...
+
+An optimization_barrier is a port for each of its results, which need not be split alike.
 
 A while and a cond also leave a "predicate" op (one operand, no result, the equation's own
 address): the scalar that decides what runs.
@@ -67,6 +69,11 @@ def _cond(b: GraphBuilder, eqn: JaxprEqn, ins: Ids, frame: Frame, at: Address) -
     return _out_ports(b, eqn, ["branch_out"] * len(merged), merged, frame, at, needs)
 
 
+def _barrier(b: GraphBuilder, eqn: JaxprEqn, ins: Ids, frame: Frame, at: Address) -> Ids:
+    kinds = ["optimization_barrier"] * len(ins)
+    return _out_ports(b, eqn, kinds, [[v] for v in ins], frame, at, ())
+
+
 def _in_ports(
     b: GraphBuilder, eqn: JaxprEqn, kinds: list[str], ins: Ids, variables: list[Any],
     outer: Frame, inner: Frame,
@@ -104,5 +111,10 @@ def _close_loop(b: GraphBuilder, carries: Ids, outs: Ids) -> None:
         b.ops[i] = b.ops[i]._replace(inputs=(*b.ops[i].inputs, out))
 
 
-CONTROL_FLOW: dict[str, Callable[..., Ids]] = {"scan": _scan, "while": _while, "cond": _cond}
+CONTROL_FLOW: dict[str, Callable[..., Ids]] = {
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "optimization_barrier": _barrier,
+}
 """Handlers by primitive name."""

@@ -62,6 +62,11 @@ def _cond(frame: Frame, eqn: JaxprEqn, ins: list[Any], at: Address) -> Sequence[
     return _outs(frame, at, outs)
 
 
+def _barrier(frame: Frame, eqn: JaxprEqn, ins: list[Any], at: Address) -> Sequence[Any]:
+    fed = [frame.operand(((*at, ~k), 0), x, ins) for k, x in enumerate(ins)]
+    return _outs(frame, at, eqn.primitive.bind(*fed, **eqn.params))
+
+
 def _feed(frame: Frame, ins: list[Any], at: Address, carries: range) -> list[Any]:
     """What goes into a body, outside of it."""
     fed = [frame.operand(((*at, ~k), 0), x, ins) for k, x in enumerate(ins)]
@@ -123,6 +128,7 @@ BODIES: dict[str, Callable[[Frame, JaxprEqn, list[Any], Address], Sequence[Any]]
     "scan": _scan,
     "while": _while,
     "cond": _cond,
+    "optimization_barrier": _barrier,
     **dict.fromkeys(REMAT, _remat),
 }
 """Handlers by primitive name."""

@@ -1,0 +1,1 @@
+"""Rematerialization: layers whose residuals are made again in the backward pass."""
