@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, NoReturn
 
 from xshard.cost.measured import Measured
@@ -21,6 +23,7 @@ from xshard.planning import (
     plan_that_fits,
     prepare_all,
 )
+from xshard.spec import MeshShape
 from xshard.ties import ties_of
 
 Number = int | str
@@ -55,7 +58,7 @@ class Candidates:
     donated: frozenset[int] = frozenset()
     patience_s: float = 60.0
     _divided: dict[tuple[int, ...], Divided] = field(default_factory=dict)
-    _prepared: dict[tuple[int, tuple[int, ...]], list[Prepared]] = field(default_factory=dict)
+    _prepared: dict[tuple[int, tuple[int, ...], int], list[Prepared]] = field(default_factory=dict)
     _before: int | None = None
     _known: Measured | None = None
 
@@ -64,20 +67,34 @@ class Candidates:
         self._known = known
         self._prepared = {key: measured(made, known) for key, made in self._prepared.items()}
 
-    def prepared(self, number: int, dims: tuple[int, ...] | None = None) -> list[Prepared]:
-        """The step in so many microbatches, for each mesh.
+    def prepared(
+        self, number: int, dims: tuple[int, ...] | None = None, lanes: int = 1
+    ) -> list[Prepared]:
+        """The step in so many microbatches, for each mesh that the lanes could be split over.
 
         Args:
           dims: the batch's dimension in each flattened argument, -1 for none, as a plan states it.
+          lanes: parts of each sum over the batch that are added up after the loop.
 
         Raises:
           MicrobatchError: the step cannot be divided so.
         """
-        key = number, () if number == 1 else dims or self.dims()
+        key = number, () if number == 1 else dims or self.dims(), lanes
         if key not in self._prepared:
-            traced = self.traced if number == 1 else self._split(key[1]).into(number)
-            self._prepared[key] = measured(prepare_all(self.requests(traced)), self._known)
+            traced = self.traced if number == 1 else self._split(key[1]).into(number, lanes)
+            requests = [r for r in self.requests(traced) if lanes in widths(r.mesh)]
+            requests = [replace(r, microbatches=number, lanes=lanes) for r in requests]
+            self._prepared[key] = measured(prepare_all(requests), self._known)
         return self._prepared[key]
+
+    def _with_lanes(self, number: int) -> list[Prepared]:
+        """The step in so many microbatches, with each number of lanes that could be of use."""
+        found = self.prepared(number)
+        if number == 1:
+            return found
+        rows = self._split(self.dims()).batch // number
+        lanes = {n for p in found for n in widths(p.request.mesh) if n > 1 and rows % n == 0}
+        return [*found, *(p for n in sorted(lanes) for p in self.prepared(number, lanes=n))]
 
     def first(self) -> list[Prepared]:
         """The step as it is stated: in one piece if the number is open."""
@@ -85,7 +102,7 @@ class Candidates:
 
     def for_plan(self, plan: Plan) -> list[Prepared]:
         """The step as a plan runs it."""
-        return self.prepared(plan.microbatches, plan.batch_dims)
+        return self.prepared(plan.microbatches, plan.batch_dims, plan.lanes)
 
     def dims(self) -> tuple[int, ...]:
         """The batch's dimension in each flattened argument, -1 for none."""
@@ -138,8 +155,8 @@ class Candidates:
 
     def _under(self, number: int, limit: int | None) -> list[Prepared]:
         return [
-            replace(p, request=replace(p.request, memory_limit=limit, microbatches=number))
-            for p in self.prepared(number)
+            replace(p, request=replace(p.request, memory_limit=limit))
+            for p in self._with_lanes(number)
         ]
 
     def _split(self, dims: tuple[int, ...]) -> Divided:
@@ -155,6 +172,13 @@ class Candidates:
     def refuse(self, number: int, limit: int) -> None:
         """Raises the InfeasibleError of that number."""
         make_plan(self._under(number, limit))
+
+
+def widths(mesh: MeshShape) -> frozenset[int]:
+    """The numbers of devices that some axes of the mesh make together."""
+    sizes = mesh.sizes
+    subsets = (c for k in range(len(sizes) + 1) for c in combinations(sizes, k))
+    return frozenset(map(math.prod, subsets))
 
 
 def numbers(batch: int) -> tuple[int, ...]:

@@ -53,6 +53,7 @@ class Request:
       time_limit_s: of the solver.
       measured: what is known of the devices by measurement.
       microbatches: in how many the traced step runs.
+      lanes: parts of each sum over the batch that it adds up after the loop.
     """
 
     traced: Traced
@@ -66,6 +67,7 @@ class Request:
     time_limit_s: float = 60.0
     measured: Measured | None = None
     microbatches: int = 1
+    lanes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,9 @@ def _described(chosen: Modelled, solution: Solution) -> Plan:
     )  # fmt: skip
     explain = alternatives(chosen.draft, chosen.timeline, plan, request.traced, solution,
                            lambda d: limited(replace(chosen, draft=d)))  # fmt: skip
-    return replace(plan, microbatches=request.microbatches, _alternatives=explain)
+    return replace(
+        plan, microbatches=request.microbatches, lanes=request.lanes, _alternatives=explain
+    )
 
 
 def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:

@@ -22,15 +22,18 @@ class Accumulator:
     """What is carried through the loop for one value.
 
     Sums and products of floats of less than 32 bits are carried in float32 and rounded once, at
-    the end, as a matrix product over the full batch is.
+    the end, as a matrix product over the full batch is. Lanes (see `lanes.py`) are combined at the
+    end, too.
     """
 
     aval: Any
     how: str
+    lanes: int = 1
 
     def start(self) -> jax.Array:
         """What combines with anything to just that."""
-        return jnp.full(self.aval.shape, neutral(self.how, self._dtype), self._dtype)
+        apart = (self.lanes,) * (self.lanes > 1)
+        return jnp.full((*apart, *self.aval.shape), neutral(self.how, self._dtype), self._dtype)
 
     def add(self, total: Any, share: Any) -> Any:
         """One more share."""
@@ -38,6 +41,9 @@ class Accumulator:
 
     def end(self, total: Any) -> Any:
         """All of them, as the step has it."""
+        if self.lanes > 1:
+            start = np.asarray(neutral(self.how, self._dtype), self._dtype)
+            total = jax.lax.reduce(total, start, COMBINE[self.how], (0,))
         return jax.lax.convert_element_type(total, self.aval.dtype)
 
     @property

@@ -14,6 +14,7 @@ from xshard._jax import Literal, equation_context, free_of_mesh, retraced_at, sc
 from xshard.ir.flatten import CALLS, pins
 from xshard.microbatch.accumulate import Accumulator
 from xshard.microbatch.factor import Use
+from xshard.microbatch.lanes import before, behind, each_lane, has_lanes, spread
 from xshard.microbatch.positions import made_by_position, rows_of
 from xshard.microbatch.program import Loop, Program
 from xshard.microbatch.region import Atom, Node, Region, Step, Version
@@ -27,16 +28,21 @@ Values = dict[Version, Any]
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """How the batch is divided: `count` turns of a loop over `batch` rows."""
+    """How the batch is divided: `count` turns of a loop over `batch` rows.
+
+    Attributes:
+      lanes: blocks of a turn's rows whose sums are kept apart; see `lanes.py`.
+    """
 
     batch: int
     count: int
+    lanes: int = 1
     calls: dict[int, tuple[Body, Callable[..., Any]]] = field(default_factory=dict)
 
 
-def run(program: Program, count: int, args: Sequence[Any]) -> list[Any]:
+def run(program: Program, count: int, args: Sequence[Any], lanes: int = 1) -> list[Any]:
     """The step's results for these arguments, with `count` microbatches."""
-    region, turns = program.region, Turns(program.batch, count)
+    region, turns = program.region, Turns(program.batch, count, lanes)
     values: Values = {(n, FULL): x for n, x in zip(region.ins, args, strict=True)}
     values |= {(n, FULL): x for n, x in region.consts.items()}
     with free_of_mesh():
@@ -63,7 +69,7 @@ def _loop(program: Program, loop: Loop, turns: Turns, values: Values) -> None:
     sums = [t for t in loop.targets if not isinstance(region.status[t], Rows)]
     rows = [t for t in loop.targets if isinstance(region.status[t], Rows)]
     makers = {t: region.nodes[region.maker[t]].eqn for t in loop.targets}
-    totals = [Accumulator(region.avals[t], _how(region.status[t])) for t in sums]
+    totals = [_total(region.avals[t], region.status[t], turns) for t in sums]
     outside = {v: values[v] for v in loop.needs.given if v[1] == FULL}
 
     def turn(carry: list[Any], at: Any) -> tuple[list[Any], list[Any]]:
@@ -80,13 +86,17 @@ def _loop(program: Program, loop: Loop, turns: Turns, values: Values) -> None:
     start = [total.start() for total in totals]
     ends, stacks = jax.lax.scan(turn, start, numbers, length=m)
     for t, total, end in zip(sums, totals, ends, strict=True):
-        values[t, FULL] = total.end(end)
+        where, settings = equation_context(makers[t])
+        with where, settings:
+            values[t, FULL] = total.end(end)
     for t, stack in zip(rows, stacks, strict=True):
         values[t, FULL] = merge(stack, region.status[t], turns.batch)  # type: ignore[arg-type]
 
 
-def _how(status: Status) -> str:
-    return status.how if isinstance(status, Partial) else "last"
+def _total(aval: Any, status: Status, turns: Turns) -> Accumulator:
+    if isinstance(status, Partial):
+        return Accumulator(aval, status.how, turns.lanes)
+    return Accumulator(aval, "last")
 
 
 def run_steps(
@@ -108,28 +118,37 @@ def _step(
     region: Region, node: Node, use: Use, values: Values, numbers: Any, turns: Turns
 ) -> list[Any]:
     eqn = node.eqn
-    ins = [
-        _literal_or(values, a, _read_as(region, a, s))
-        for a, s in zip(node.ins, use.ins, strict=True)
-    ]
     where, settings = equation_context(eqn)
     with where, settings:
+        pairs = zip(node.ins, use.ins, strict=True)
+        ins = [_read(region, values, a, s, turns) for a, s in pairs]
         if node.bodies and use == node.use:
             return list(_BODIES[eqn.primitive.name](node, ins, numbers, turns))
         if isinstance(use.outs[0], Rows) and made_by_position(eqn, use.outs[0]):
             return [rows_of(eqn, ins, use.outs[0], numbers, turns.batch)]
-        outs = _bind(node, ins, resized(eqn, use, turns.count))
+        outs = _run(node, ins, use, turns)
     for var, out, status in zip(eqn.outvars, outs, use.outs, strict=True):
         aval: Any = var.aval
-        expected = local_shape(aval.shape, status, turns.count)
+        apart = (turns.lanes,) * (isinstance(status, Partial) and turns.lanes > 1)
+        expected = (*apart, *local_shape(aval.shape, status, turns.count))
         assert jnp.shape(out) == expected, f"{eqn.primitive}: {jnp.shape(out)}, not {expected}"
     return outs
 
 
-def _read_as(region: Region, atom: Atom, status: Status) -> Status:
-    """A constant may stand for a share."""
-    constant = isinstance(region.status_of(atom), Const)
-    return FULL if constant and isinstance(status, Partial) else status
+def _run(node: Node, ins: Sequence[Any], use: Use, turns: Turns) -> list[Any]:
+    """An op without bodies on a turn's rows, or on those of each lane."""
+    if turns.lanes == 1 or not has_lanes(use):
+        return _bind(node, ins, resized(node.eqn, use, turns.count))
+    params = resized(node.eqn, use, turns.count * turns.lanes)
+    return each_lane(lambda *xs: _bind(node, xs, params), ins, use, turns.lanes)
+
+
+def _read(region: Region, values: Values, atom: Atom, status: Status, turns: Turns) -> Any:
+    """A value as it is read there; a constant may stand for a share."""
+    if not isinstance(status, Partial) or not isinstance(region.status_of(atom), Const):
+        return _literal_or(values, atom, status)
+    constant = _literal_or(values, atom, FULL)
+    return spread(constant, turns.lanes) if turns.lanes > 1 else constant
 
 
 def _literal_or(values: Values, atom: Atom, status: Status) -> Any:
@@ -159,10 +178,8 @@ def run_body(body: Body, args: Sequence[Any], numbers: Any, turns: Turns) -> lis
             whole = values[number, FULL]
             values[number, status] = cut(whole, status, turns.batch, turns.count, numbers[0])
     run_steps(region, body.needs.steps, values, numbers, turns)
-    return [
-        _literal_or(values, a, _read_as(region, a, version(s)))
-        for a, s in zip(region.outs, body.outs, strict=True)
-    ]
+    pairs = zip(region.outs, body.outs, strict=True)
+    return [_read(region, values, a, version(s), turns) for a, s in pairs]
 
 
 def _call(node: Node, ins: Sequence[Any], numbers: Any, turns: Turns) -> Sequence[Any]:
@@ -173,9 +190,10 @@ def _call(node: Node, ins: Sequence[Any], numbers: Any, turns: Turns) -> Sequenc
     pinned_in, pinned_out = pins(eqn)
 
     def f(numbers: Any, *args: Any) -> list[Any]:
-        given = [_pinned(x, pinned_in.get(k)) for k, x in enumerate(args)]
-        outs = run_body(body, given, numbers, turns)
-        return [_pinned(x, pinned_out.get(k)) for k, x in enumerate(outs)]
+        given = [_pinned(x, s, pinned_in.get(k), turns)
+                 for k, (x, s) in enumerate(zip(args, body.ins, strict=True))]  # fmt: skip
+        outs = zip(run_body(body, given, numbers, turns), body.outs, strict=True)
+        return [_pinned(x, s, pinned_out.get(k), turns) for k, (x, s) in enumerate(outs)]
 
     if id(body) not in turns.calls or pinned_in or pinned_out:
         f.__name__ = eqn.params["name"]
@@ -183,23 +201,31 @@ def _call(node: Node, ins: Sequence[Any], numbers: Any, turns: Turns) -> Sequenc
     return turns.calls[id(body)][1](numbers, *ins)
 
 
-def _pinned(x: Any, sharding: Any) -> Any:
-    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+def _pinned(x: Any, status: Status, sharding: Any, turns: Turns) -> Any:
+    if sharding is None:
+        return x
+    put = functools.partial(jax.lax.with_sharding_constraint, shardings=sharding)
+    return jax.vmap(put)(x) if turns.lanes > 1 and isinstance(status, Partial) else put(x)
 
 
 def _scan(node: Node, ins: Sequence[Any], numbers: Any, turns: Turns) -> Sequence[Any]:
     p, body = node.eqn.params, node.bodies[0]
     consts, carries = scan_counts(p)
     last = consts + carries
+    xs, ys = list(ins[last:]), body.outs[carries:]
+    if turns.lanes > 1:
+        xs = [behind(x, s) for x, s in zip(xs, body.ins[last:], strict=True)]
 
     def f(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
         outs = run_body(body, [*ins[:consts], *carry, *xs], numbers, turns)
         return outs[:carries], outs[carries:]
 
-    carry, ys = jax.lax.scan(
-        f, list(ins[consts:last]), list(ins[last:]), p["length"], p["reverse"], p["unroll"]
+    carry, stacks = jax.lax.scan(
+        f, list(ins[consts:last]), xs, p["length"], p["reverse"], p["unroll"]
     )
-    return [*carry, *ys]
+    if turns.lanes > 1:
+        stacks = [before(x, s) for x, s in zip(stacks, ys, strict=True)]
+    return [*carry, *stacks]
 
 
 def _while(node: Node, ins: Sequence[Any], numbers: Any, turns: Turns) -> Sequence[Any]:

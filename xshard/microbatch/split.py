@@ -31,19 +31,22 @@ class Divided:
     program: Program
     batch: int
 
-    def into(self, microbatches: int) -> Traced:
+    def into(self, microbatches: int, lanes: int = 1) -> Traced:
         """The step as a loop over so many microbatches, with equal arguments and results.
+
+        Args:
+          lanes: blocks of a microbatch whose sums are kept apart until the loop ends.
 
         Raises:
           MicrobatchError: the batch does not divide by that.
         """
-        return self.traced if microbatches == 1 else self.looped(microbatches)
+        return self.traced if microbatches == 1 else self.looped(microbatches, lanes)
 
-    def looped(self, microbatches: int) -> Traced:
+    def looped(self, microbatches: int, lanes: int = 1) -> Traced:
         """As `into`, but with a loop even for one microbatch."""
         check_number(microbatches, self.batch)
         jaxpr = retraced(
-            lambda *args: run(self.program, microbatches, args), self.traced.closed_jaxpr
+            lambda *args: run(self.program, microbatches, args, lanes), self.traced.closed_jaxpr
         )
         jaxpr = without_dead_code(jaxpr)
         graph, consts = build_graph(jaxpr, self.traced.in_paths)

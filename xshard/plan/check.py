@@ -75,11 +75,14 @@ def _check_microbatches(plan: Plan) -> None:
     _require(number > 0, "microbatches", f"is not positive: {number}")
     wanted = len(plan.arguments) if number > 1 else 0
     _require(len(dims) == wanted, "batch_dims", f"needs {wanted} entries")
+    _require(0 < plan.lanes <= (plan.mesh.num_devices if number > 1 else 1), "lanes",
+             f"is impossible: {plan.lanes}")  # fmt: skip
     for i, (dim, array) in enumerate(zip(dims, plan.arguments, strict=False)):
         where = f"batch_dims[{i}]"
         _require(-1 <= dim < len(array.shape), where, f"names no dimension: {dim}")
         rows = number if dim < 0 else array.shape[dim]
-        _require(rows % number == 0, where, f"has {rows} rows, not a multiple of {number}")
+        turns = number * (1 if dim < 0 else plan.lanes)
+        _require(rows % turns == 0, where, f"has {rows} rows, not a multiple of {turns}")
 
 
 def _check_spec(where: str, spec: Spec, mesh: MeshShape) -> None:

@@ -131,6 +131,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         "cluster": plan.cluster,
         "memory limit": limit,
         "microbatches": str(plan.microbatches),
+        "lanes": str(plan.lanes),
         "fingerprint": plan.fingerprint[:16],
     }
 

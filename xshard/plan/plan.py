@@ -49,6 +49,8 @@ class Plan:
       microbatches: parts of the batch that the step goes through one after the other.
       batch_dims: for each argument, its dimension that is cut into microbatches, -1 for none; empty
         if there is one microbatch.
+      lanes: parts in which sums over the batch are kept until all microbatches are done; with more
+        than one, devices that share the batch add up their gradients once a step.
       trials: the numbers of microbatches that were looked at, if more than one was.
       notes: what the user should know (an op without a rule, a limit of time that struck).
       sources: how much of the predicted time is measured, interpolated and analytic.
@@ -76,6 +78,7 @@ class Plan:
     seconds: dict[str, float] = field(default_factory=dict[str, float], compare=False)
     microbatches: int = 1
     batch_dims: tuple[int, ...] = ()
+    lanes: int = 1
     trials: tuple[Trial, ...] = ()
     _alternatives: Callable[[str], tuple[Alternative, ...]] | None = field(
         default=None, compare=False, repr=False

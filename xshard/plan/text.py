@@ -94,7 +94,8 @@ def _microbatches(plan: Plan) -> str:
         f"{t.microbatches}: " + ("does not fit" if t.time_ns is None else duration(t.time_ns))
         for t in plan.trials
     )
-    return f"{plan.microbatches}" + (f" (tried {tried})" if tried else "")
+    once = ", summed over devices once a step" if plan.lanes > 1 else ""
+    return f"{plan.microbatches}{once}" + (f" (tried {tried})" if tried else "")
 
 
 def _seconds(seconds: dict[str, float]) -> str:
