@@ -8,7 +8,7 @@ EVERYTHING := $(VENV)/.has-train,notebooks,aot-cuda,test,dev
 demo: $(VENV)/.has-train
 	$(BIN)/python -m models.gpt3.demo
 
-test: $(EVERYTHING)
+test: $(EVERYTHING) $(VENV)/.has-browser
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(EVERYTHING)
@@ -25,6 +25,11 @@ format: $(EVERYTHING)
 
 clean:
 	rm -rf .venv* build *.egg-info
+
+# For the tests of pages, which are skipped where neither this one nor another browser is found.
+$(VENV)/.has-browser: .ci/browser $(EVERYTHING)
+	.ci/browser $(BIN)/python $(VENV)/browser || echo 'No browser: tests of pages may be skipped.'
+	touch '$@'
 
 # After ".has-" come the extras. Installed again only when the settings have changed.
 $(VENV)/.has-%: setup.cfg pyproject.toml

@@ -94,6 +94,16 @@ def test_meshes(text: str, mesh: MeshShape):
     assert cli._mesh(text) == mesh
 
 
+def test_report_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    example().save(first)
+    example(peak_bytes=9_000_000).save(second)
+    page = tmp_path / "page.html"
+    assert cli.main(["report", str(first), "--against", str(second), "--output", str(page)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert "+1.35 MB (+17.6%)" in page.read_text("utf-8")
+
+
 BAD = [
     ("", "xshard: the following arguments are required: COMMAND (see xshard --help)"),
     ("fly", "xshard: argument COMMAND: invalid choice: 'fly'"),
@@ -101,6 +111,7 @@ BAD = [
     ("show", "xshard show: the following arguments are required: PLAN.json"),
     ("show none.json", "xshard show: cannot read plan file none.json: No such file or directory;"),
     ("show user_step.py", "xshard show: plan file user_step.py is not a plan of xshard: no JSON"),
+    ("report none.json", "xshard report: cannot read plan file none.json: No such file"),
     ("diff none.json none.json", "xshard diff: cannot read plan file none.json"),
 ]
 BAD_PLANS = [

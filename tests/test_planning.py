@@ -73,6 +73,16 @@ def test_a_time_limit_of_almost_nothing(memory_limit: int | None) -> None:
     assert memory_limit is None or short.peak_bytes <= memory_limit
 
 
+@pytest.mark.parametrize("options", [{}, {"microbatches": 4}])
+def test_the_memory_curve_is_the_plans(options: Any) -> None:
+    found = plan(mesh=(2, 2), **options)
+    [curve] = found.memory
+    assert max(curve.totals()) == found.peak_bytes and curve.end_ns == found.objective_ns
+    assert [name for name, _ in curve.phases][:2] == ["fwd", "bwd"]
+    kept = next(p.nbytes for p in curve.parts if p.kind == "kept for the backward pass")
+    assert kept[0] < max(kept) and kept[-1] == 0  # grows in the forward pass, goes in the backward
+
+
 @pytest.mark.parametrize("options", [{}, {"batch": 64}, {"batch": 6, "width": 96}])
 def test_no_mesh_is_better_than_the_chosen_one(options: Any) -> None:
     best = plan(**options)

@@ -1,4 +1,4 @@
-"""The command line: `xshard plan`, `verify`, `show`, `diff`, `profile` and `solve`.
+"""The command line: `xshard plan`, `verify`, `show`, `report`, `diff`, `profile`, `solve`.
 
 Exit codes: 0 when done, 1 when plans or predictions differ, 2 with one sentence on bad input.
 """
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print a saved plan")
     show.add_argument("plan", metavar="PLAN.json")
     show.set_defaults(run=_show)
+    _add_report(commands.add_parser("report", help="write a saved plan as a page with figures"))
     diff = commands.add_parser("diff", help="compare two saved plans; exit code 1 if they differ")
     diff.add_argument("before", metavar="A.json")
     diff.add_argument("after", metavar="B.json")
@@ -115,6 +116,19 @@ def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("plan", metavar="PLAN.json")
     verify.add_argument("--cluster", help="the plan's, where no shipped table has its devices")
     verify.set_defaults(run=_verify)
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    report.description = (
+        "Writes one HTML file without scripts that needs no network: time, memory, the sharding "
+        "map, communication, what lost, and a comparison."
+    )
+    report.add_argument("plan", metavar="PLAN.json")
+    report.add_argument("--against", metavar="OTHER.json", help="another plan to compare with")
+    report.add_argument(
+        "--output", metavar="REPORT.html", default="report.html", help="default: report.html"
+    )
+    report.set_defaults(run=_report)
 
 
 def _add_solve(solve: argparse.ArgumentParser) -> None:
@@ -211,6 +225,13 @@ def _profile(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     plan = Plan.load(args.plan)
     _print(plan, plan.to_json() if args.json else None)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    plan = Plan.load(args.plan)
+    plan.to_html(args.output, Plan.load(args.against) if args.against else None)
+    _print(args.output, json.dumps({"report": args.output}) + "\n" if args.json else None)
     return 0
 
 

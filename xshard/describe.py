@@ -10,6 +10,7 @@ import numpy as np
 from xshard.cost.measured import Source
 from xshard.cost.prices import ClusterPrices, reduction
 from xshard.cost.reshard import Step
+from xshard.curve import memory_curve
 from xshard.errors import InfeasibleError
 from xshard.ir.graph import Value
 from xshard.ir.trace import Traced
@@ -28,6 +29,8 @@ from xshard.solve.problem import FORBIDDEN, Solution
 from xshard.spec import Spec, num_shards
 
 _MOST_PEAK_TENSORS = 10
+Located = tuple[PlannedCollective, Source, int | None]
+"""A collective, where its time is from, and the class of ops that it runs with, if any."""
 
 
 def describe(
@@ -44,7 +47,12 @@ def describe(
     a = decode(d, solution.choices)
     compute = sum(int(n.costs[c]) for n, c in zip(d.nodes, solution.choices, strict=True))
     ops = tuple(_op(d, a, prices, c) for c in range(len(d.classes.members)))
-    collectives = tuple(_collectives(d, a, prices))
+    located = tuple(_collectives(d, a, prices))
+    collectives = tuple(collective for collective, _, _ in located)
+    class_ns = [op.time_ns for op in ops]
+    for collective, _, c in located:
+        if c is not None:
+            class_ns[c] += collective.time_ns
     return Plan(
         fingerprint=fingerprint,
         mesh=d.mesh,
@@ -54,7 +62,7 @@ def describe(
         ops=ops,
         values=a.specs,
         copies=tuple((vc, phase, spec) for (vc, phase), spec in sorted(a.copies.items())),
-        collectives=tuple(c for c, _ in collectives),
+        collectives=collectives,
         peak=peak_tensors(d, timeline, solution.choices),
         objective_ns=solution.objective,
         bound_ns=solution.bound,
@@ -62,7 +70,8 @@ def describe(
         communication_ns=solution.objective - compute,
         peak_bytes=int(timeline.curve(d, solution.choices).max(initial=0)),
         memory_limit=limit,
-        sources=_sources(d, a, prices, ops, collectives),
+        memory=(memory_curve(d, timeline, solution.choices, class_ns, solution.objective),),
+        sources=_sources(d, a, prices, ops, located),
         notes=tuple(_notes(ops, prices)),
     )
 
@@ -107,7 +116,7 @@ def _op(d: Draft, a: Assignment, prices: ClusterPrices, c: int) -> PlannedOp:
 
 def _sources(
     d: Draft, a: Assignment, prices: ClusterPrices, ops: tuple[PlannedOp, ...],
-    collectives: tuple[tuple[PlannedCollective, Source], ...],
+    collectives: tuple[Located, ...],
 ) -> CostSources:  # fmt: skip
     """How much of the time of ops and collectives is measured, interpolated and analytic."""
     total: dict[Source, int] = {"measured": 0, "interpolated": 0, "analytic": 0}
@@ -115,7 +124,7 @@ def _sources(
         if op.time_ns:
             price = prices.op_price(d.graph, d.op(c), d.rules[c], a.strategies[c])
             total[price.source] += op.time_ns
-    for collective, source in collectives:
+    for collective, source, _ in collectives:
         total[source] += collective.time_ns
     return CostSources(total["measured"], total["interpolated"], total["analytic"])
 
@@ -130,17 +139,13 @@ def _notes(ops: tuple[PlannedOp, ...], prices: ClusterPrices) -> Iterator[str]:
     yield from prices.notes()
 
 
-def _collectives(
-    d: Draft, a: Assignment, prices: ClusterPrices
-) -> Iterator[tuple[PlannedCollective, Source]]:
-    """Sums, resharded copies, other resharded operands, and results put in their places.
-
-    Each with where its time is from.
-    """
+def _collectives(d: Draft, a: Assignment, prices: ClusterPrices) -> Iterator[Located]:
+    """Sums, resharded copies, other resharded operands, and results put in their places."""
 
     def planned(
-        steps: list[Step], value: Value, count: int, source: str, combined: bool = False
-    ) -> Iterator[tuple[PlannedCollective, Source]]:
+        steps: list[Step], value: Value, count: int, c: int | None, combined: bool = False
+    ) -> Iterator[Located]:
+        source = "" if c is None else d.op(c).source
         for s in steps:
             axes = tuple(d.mesh.names[x] for x in s.axes)
             name = value.name or d.name_of(value)
@@ -148,7 +153,7 @@ def _collectives(
             made = PlannedCollective(
                 s.kind, axes, round(s.nbytes), count, time_ns, name, source, value.dtype
             )
-            yield made, prices.step_source(s)
+            yield made, prices.step_source(s), c
 
     for c, strategy in enumerate(a.strategies):
         op = d.op(c)
@@ -160,20 +165,18 @@ def _collectives(
             )
             rest = prices.steps(value.shape, value.itemsize, middle, final)
             combined = d.is_gradient[int(d.classes.value_class[v])]
-            yield from planned([*steps, *rest], value, count, op.source, combined)
-    for value_class, src, dst, count, source in moves(d, a):
+            yield from planned([*steps, *rest], value, count, c, combined)
+    for value_class, src, dst, count, c in moves(d, a):
         value = d.value(value_class)
-        yield from planned(
-            prices.steps(value.shape, value.itemsize, src, dst), value, count, source
-        )
+        yield from planned(prices.steps(value.shape, value.itemsize, src, dst), value, count, c)
 
 
-def moves(d: Draft, a: Assignment) -> Iterator[tuple[int, Spec, Spec, int, str]]:
-    """(value class, from, to, how often, source line) of every resharding of the plan.
+def moves(d: Draft, a: Assignment) -> Iterator[tuple[int, Spec, Spec, int, int | None]]:
+    """(value class, from, to, how often, class of the op that needs it) of every resharding.
 
     Uses of a value in one phase share a resharded copy, and what is made of it for the same spec.
     """
-    wanted: dict[tuple[int, str, Spec, Spec], tuple[int, str]] = {}
+    wanted: dict[tuple[int, str, Spec, Spec], tuple[int, int]] = {}
     for use in d.uses:
         op, kept = d.op(use.op), a.specs[use.value]
         need = a.strategies[use.op].operands[use.k]
@@ -181,15 +184,15 @@ def moves(d: Draft, a: Assignment) -> Iterator[tuple[int, Spec, Spec, int, str]]
         for src, dst in ((kept, copy), (copy, need)):
             key = use.value, op.phase, src, dst
             if src != dst:
-                wanted[key] = max(use.count, wanted.get(key, (0, ""))[0]), op.source
-    for (vc, _, src, dst), (count, source) in wanted.items():
-        yield vc, src, dst, count, source
+                wanted[key] = max(use.count, wanted.get(key, (0, 0))[0]), use.op
+    for (vc, _, src, dst), (count, c) in wanted.items():
+        yield vc, src, dst, count, c
     for (made, kept), count in d.ties.items():
         if a.specs[made] != a.specs[kept]:
-            yield made, a.specs[made], a.specs[kept], count, ""
+            yield made, a.specs[made], a.specs[kept], count, None
     for (made, pin), spec in a.returned.items():
         if a.specs[made] != spec:
-            yield made, a.specs[made], spec, d.times_returned(made, pin), ""
+            yield made, a.specs[made], spec, d.times_returned(made, pin), None
 
 
 def peak_tensors(d: Draft, timeline: Timeline, choices: tuple[int, ...]) -> tuple[LiveTensor, ...]:

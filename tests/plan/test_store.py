@@ -19,6 +19,8 @@ from xshard.plan.check import KINDS
 from xshard.plan.plan import (
     CostSources,
     LiveTensor,
+    MemoryCurve,
+    MemoryPart,
     Plan,
     PlannedArray,
     PlannedCollective,
@@ -62,6 +64,11 @@ def plans(draw: st.DrawFn) -> Plan:
         axes = tuple(draw(st.lists(st.sampled_from(names), unique=True)))
         return PlannedCollective(kind, axes, draw(small), draw(small), 5, draw(text))
 
+    def curve() -> MemoryCurve:
+        starts = sorted(draw(st.lists(small, max_size=3)))
+        nbytes = tuple(draw(small) for _ in starts)
+        return MemoryCurve(tuple(starts), 10**15, (MemoryPart(draw(text), nbytes),), (("fwd", 0),))
+
     values = several(lambda: spec(2))
     copies = several(lambda: (len(values) - 1, draw(text), spec(1))) if values else ()
     return Plan(
@@ -69,7 +76,7 @@ def plans(draw: st.DrawFn) -> Plan:
         several(collective), several(lambda: LiveTensor(draw(text), shape(), draw(text), 1, 2)),
         draw(small), draw(small), draw(small), draw(small), draw(small),
         draw(st.none() | st.integers(1, 10**15)), several(lambda: draw(text)),
-        CostSources(draw(small), draw(small), draw(small)), {"solve": 1.0},
+        CostSources(draw(small), draw(small), draw(small)), {"solve": 1.0}, memory=several(curve),
     )  # fmt: skip
 
 
@@ -168,7 +175,7 @@ def test_a_truncated_file_says_so(keep: int):
 
 
 WRONG = [
-    (("version",), 1, "the plan has version 1 of the format, and this xshard reads version 2"),
+    (("version",), 1, "the plan has version 1 of the format, and this xshard reads version 3"),
     (("version",), True, "has version True of the format"),
     (("fingerprint",), 3, "field fingerprint must be a string, and is 3"),
     (("peak_bytes",), 1.5, "field peak_bytes must be an integer, and is 1.5"),

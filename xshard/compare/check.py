@@ -16,7 +16,8 @@ from xshard.compare.locate import Parting, locate
 from xshard.compare.section import Section
 from xshard.errors import PlanError
 from xshard.ir.trace import Traced
-from xshard.plan.table import Part, Table, to_html, to_rich, to_text
+from xshard.plan.page.tables import to_html
+from xshard.plan.table import Part, Table, to_rich, to_text
 from xshard.run.annotate import Constraints, annotate
 from xshard.run.call import Call
 from xshard.run.step import Runnable

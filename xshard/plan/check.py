@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from xshard.plan.decode import Mismatch
-from xshard.plan.plan import Plan
+from xshard.plan.plan import MemoryCurve, Plan
 from xshard.spec import MeshShape, Spec, axes_of
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "permute")
@@ -25,6 +27,8 @@ def check_plan(plan: Plan) -> Plan:
         _check_spec(f"copies[{i}][2]", spec, plan.mesh)
     _check_collectives(plan)
     _check_microbatches(plan)
+    for i, curve in enumerate(plan.memory):
+        _check_curve(f"memory[{i}]", curve)
     return plan
 
 
@@ -83,6 +87,17 @@ def _check_microbatches(plan: Plan) -> None:
         rows = number if dim < 0 else array.shape[dim]
         turns = number * (1 if dim < 0 else plan.lanes)
         _require(rows % turns == 0, where, f"has {rows} rows, not a multiple of {turns}")
+
+
+def _check_curve(where: str, curve: MemoryCurve) -> None:
+    starts = (*curve.starts_ns, curve.end_ns)
+    ordered = all(a <= b for a, b in pairwise((0, *starts)))
+    _require(ordered, f"{where}.starts_ns", "does not rise from 0 to end_ns")
+    for k, part in enumerate(curve.parts):
+        count = len(curve.starts_ns)
+        here = f"{where}.parts[{k}].nbytes"
+        _require(len(part.nbytes) == count, here, f"needs {count} entries")
+        _require(min(part.nbytes, default=0) >= 0, here, "has a negative figure")
 
 
 def _check_spec(where: str, spec: Spec, mesh: MeshShape) -> None:

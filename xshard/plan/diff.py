@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from xshard.plan import names
+from xshard.plan.page.tables import to_html
 from xshard.plan.plan import Plan, PlannedArray
-from xshard.plan.table import Part, Table, to_html, to_rich, to_text
+from xshard.plan.table import Part, Table, to_rich, to_text
 from xshard.plan.text import collective_figures, collective_groups
 from xshard.plan.units import (
     array_text,

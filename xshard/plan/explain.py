@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from xshard.errors import PlanError
 from xshard.plan.find import find
+from xshard.plan.page.tables import to_html
 from xshard.plan.plan import Alternative, Plan
-from xshard.plan.table import Part, Table, to_html, to_rich, to_text
+from xshard.plan.table import Part, Table, to_rich, to_text
 from xshard.plan.units import duration, size, spec_text
 
 

@@ -35,9 +35,9 @@ def collapse(items: Sequence[tuple[str, Hashable]]) -> tuple[Group, ...]:
     The number of the argument itself (`args[0]`) is never collapsed. Groups stand in the order of
     their first members.
     """
-    found: dict[tuple[str, Hashable], list[int]] = {}
+    found: dict[tuple[tuple[str, ...], Hashable], list[int]] = {}
     for i, (path, key) in enumerate(items):
-        found.setdefault((_skeleton(path), key), []).append(i)
+        found.setdefault((skeleton(path), key), []).append(i)
     shared = Counter(skeleton for skeleton, _ in found)
     return tuple(
         Group(_label([items[i][0] for i in members], shared[skeleton] > 1), tuple(members))
@@ -50,7 +50,7 @@ def times(group: Group) -> str:
     return f"{group.label} ×{len(group.members)}" if len(group.members) > 1 else group.label
 
 
-def _pieces(path: str) -> list[str]:
+def pieces(path: str) -> list[str]:
     """The path cut at its numbers, which stand at odd places; `args[0]` counts as no number."""
     head = _HEAD.match(path)
     end = head.end() if head else 0
@@ -58,13 +58,13 @@ def _pieces(path: str) -> list[str]:
     return [path[:end] + rest[0], *rest[1:]]
 
 
-def _skeleton(path: str) -> str:
-    pieces = _pieces(path)
-    return "\0".join(pieces[::2])
+def skeleton(path: str) -> tuple[str, ...]:
+    """The path without its numbers: equal for paths that differ in numbers only."""
+    return tuple(pieces(path)[::2])
 
 
 def _label(paths: list[str], shared: bool) -> str:
-    columns = zip(*(_pieces(path) for path in paths), strict=True)
+    columns = zip(*(pieces(path) for path in paths), strict=True)
     return "".join(_one(set(column), shared) for column in columns)
 
 

@@ -11,6 +11,8 @@ from xshard.plan.records import (
     Alternative,
     CostSources,
     LiveTensor,
+    MemoryCurve,
+    MemoryPart,
     PlannedArray,
     PlannedCollective,
     PlannedOp,
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from xshard.plan.explain import Explanation
 
 __all__ = [
-    "Alternative", "CostSources", "LiveTensor", "Plan", "PlannedArray", "PlannedCollective",
-    "PlannedOp", "Trial",
+    "Alternative", "CostSources", "LiveTensor", "MemoryCurve", "MemoryPart", "Plan",
+    "PlannedArray", "PlannedCollective", "PlannedOp", "Trial",
 ]  # fmt: skip
 
 
@@ -51,6 +53,7 @@ class Plan:
         if there is one microbatch.
       lanes: parts in which sums over the batch are kept until all microbatches are done; with more
         than one, devices that share the batch add up their gradients once a step.
+      memory: what is live through the step: one curve, or one a stage.
       trials: the numbers of microbatches that were looked at, if more than one was.
       notes: what the user should know (an op without a rule, a limit of time that struck).
       sources: how much of the predicted time is measured, interpolated and analytic.
@@ -80,6 +83,7 @@ class Plan:
     batch_dims: tuple[int, ...] = ()
     lanes: int = 1
     trials: tuple[Trial, ...] = ()
+    memory: tuple[MemoryCurve, ...] = ()
     _alternatives: Callable[[str], tuple[Alternative, ...]] | None = field(
         default=None, compare=False, repr=False
     )
@@ -116,9 +120,9 @@ class Plan:
         return table.to_rich(text.report(self))
 
     def _repr_html_(self) -> str:
-        from xshard.plan import table, text
+        from xshard.plan.page.report import fragment
 
-        return table.to_html(text.report(self))
+        return fragment(self)
 
     def diff(self, other: Plan) -> PlanDiff:
         """What changes from this plan to `other`: printable, and false if nothing does."""
@@ -179,12 +183,22 @@ class Plan:
 
         return load(path)
 
-    def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Writes the report as a page that needs no other file.
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        against: Plan | None = None,
+        explain: tuple[str, ...] = (),
+    ) -> None:
+        """Writes a report: figures and tables on one page that needs no other file and no script.
+
+        Args:
+          against: another plan to compare with.
+          explain: names of values whose alternatives are shown, as `explain` takes them.
 
         Raises:
-          PlanError: the file cannot be written.
+          PlanError: the file cannot be written, or alternatives are asked of a plan from a file.
         """
-        from xshard.plan import store, table
+        from xshard.plan import store
+        from xshard.plan.page.report import page
 
-        store.write(path, table.to_page(repr(self), self._repr_html_()))
+        store.write(path, page(self, against, tuple(self.explain(what) for what in explain)))

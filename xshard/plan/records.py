@@ -1,4 +1,4 @@
-"""What a plan is made of: arrays, ops, communication, tensors at the peak, alternatives."""
+"""What a plan is made of: arrays, ops, communication, memory, alternatives."""
 
 from __future__ import annotations
 
@@ -105,6 +105,37 @@ class LiveTensor:
     members: int
     nbytes: int
     source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPart:
+    """One kind of live memory, in bytes on a device for each stretch of a `MemoryCurve`."""
+
+    kind: str
+    nbytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCurve:
+    """What is live on a device through one step, in a few hundred stretches of time at most.
+
+    A loop's turns are drawn as one turn that takes the time of all.
+
+    Attributes:
+      starts_ns: when each stretch begins, by the predicted times of ops and collectives.
+      end_ns: when the step ends.
+      parts: by kind, the bytes at the moment of each stretch at which most is live in all.
+      phases: ("fwd", "bwd" or "update", when it begins), in order.
+    """
+
+    starts_ns: tuple[int, ...]
+    end_ns: int
+    parts: tuple[MemoryPart, ...]
+    phases: tuple[tuple[str, int], ...]
+
+    def totals(self) -> tuple[int, ...]:
+        """Bytes of all kinds together in each stretch."""
+        return tuple(sum(column) for column in zip(*(p.nbytes for p in self.parts), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from xshard.plan.decode import Mismatch, decode, encode
 from xshard.plan.plan import Plan
 
 SCHEMA = "xshard.plan"
-VERSION = 2
+VERSION = 3
 UNSAVED = frozenset({"seconds", "_alternatives", "_step"})
 """Fields that are not part of the decision."""
 _MEND = "save the plan again with plan.save(path)"

@@ -38,15 +38,20 @@ _PEAK_TENSORS = 8
 
 def report(plan: Plan) -> tuple[Part, ...]:
     """All parts of the report; parts without rows are left out."""
-    tables = (
+    notes = "\n".join(["", "Notes", *(f"  {note}" for note in plan.notes)]) if plan.notes else ""
+    return (header(plan), *tables(plan).values(), *([notes] if notes else []))
+
+
+def tables(plan: Plan) -> dict[str, Table]:
+    """The report's tables by title; those without rows are left out."""
+    found = (
         _arrays("Arguments", plan.arguments, plan),
         _results(plan),
         _ops(plan),
         _collectives(plan),
         _peak(plan),
     )
-    notes = "\n".join(["", "Notes", *(f"  {note}" for note in plan.notes)]) if plan.notes else ""
-    return (_header(plan), *(t for t in tables if t.rows), *([notes] if notes else []))
+    return {table.title: table for table in found if table.rows}
 
 
 def summary(plan: Plan) -> str:
@@ -57,7 +62,8 @@ def summary(plan: Plan) -> str:
     )
 
 
-def _header(plan: Plan) -> str:
+def header(plan: Plan) -> str:
+    """Mesh, costs, memory and planning time, a line each."""
     limit = "no limit" if plan.memory_limit is None else f"limit {size(plan.memory_limit)}"
     parts = f"{duration(plan.compute_ns)} compute + {duration(plan.communication_ns)} communication"
     lines = {

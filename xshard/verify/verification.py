@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from xshard.plan.table import Table, to_html, to_rich, to_text
+from xshard.plan.page.tables import to_html
+from xshard.plan.table import Table, to_rich, to_text
 from xshard.plan.units import size
 from xshard.verify.audit_text import to_text as audit_text
 
