@@ -25,6 +25,7 @@ def virtual_devices(count: int) -> None:
     flag = f"--xla_force_host_platform_device_count={count}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XSHARD_PLAN_CACHE"] = ""  # what is measured is planned anew
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the partitioner's warnings
 
 

@@ -63,7 +63,7 @@ def plan_one(name: str, kind: str, fixed: bool, limit: str | None, time_limit: f
     began = time.perf_counter()
     plan = xshard.plan(
         make_train_step(config).train, *avals, cluster=cluster, mesh=mesh,
-        memory_limit=limit or "1000TB", time_limit=time_limit,
+        memory_limit=limit or "1000TB", time_limit=time_limit, plan_cache=False,
     )  # fmt: skip
     total = time.perf_counter() - began
     s = plan.seconds

@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 os.environ["XSHARD_COST_DB"] = ""  # no test depends on what was measured on this machine
+os.environ["XSHARD_PLAN_CACHE"] = ""  # nor on what was planned on it before
 
 # JAX reads the first two when it is imported.
 import math

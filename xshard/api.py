@@ -18,6 +18,8 @@ from xshard.making import Maker, PlannedStep, candidates_of, for_mesh, steps
 from xshard.microbatching import read_number
 from xshard.place import Place, read_bytes, shapes_over
 from xshard.plan.plan import Plan
+from xshard.plan_cache import PlanCacheOption
+from xshard.plan_cache import best as plan_cache_best
 from xshard.planning import prepare_all
 from xshard.profile.quick import Costs
 from xshard.profile.targets import Step
@@ -41,6 +43,7 @@ def auto_shard(
     plan: Plan | None = None,
     cost_db: CostDb = None,
     profile: bool | None = None,
+    plan_cache: PlanCacheOption = None,
 ) -> ShardedStep:
     """`jax.jit(fun)` over a mesh, with the shardings chosen by a solver.
 
@@ -62,6 +65,8 @@ def auto_shard(
       cost_db: the database of measured costs: a path; None: the user's own; False: none.
       profile: whether what the database lacks is measured first, for at most half a minute. None:
         only for a kind of device that was never profiled. Processes other than 0 never do.
+      plan_cache: the folder where plans are kept and looked up; None: $XSHARD_PLAN_CACHE or the
+        user's own cache; False: none.
 
     Returns:
       A callable with `plan`, `lower`, `init`, `audit`, `in_shardings` and `out_shardings`.
@@ -77,7 +82,7 @@ def auto_shard(
     arguments = Arguments(fun, static_argnums, donate_argnums)
     given = _checked(plan, microbatches)
     costs = Costs(cost_db, False if given else profile)
-    make = Maker(fun, place, asked, given, costs, read_number(microbatches), batch_axes)
+    make = Maker(fun, place, asked, given, costs, read_number(microbatches), batch_axes, plan_cache)
     return ShardedStep(fun, arguments, make)
 
 
@@ -95,6 +100,7 @@ def plan(
     cost_db: CostDb = None,
     microbatches: int | str = 1,
     batch_axes: Any = None,
+    plan_cache: PlanCacheOption = None,
 ) -> Plan:
     """The plan of `fun(*avals)` for devices that need not be here.
 
@@ -117,7 +123,7 @@ def plan(
     asked = Asked(cluster, shapes_over(mesh, cluster), in_specs, out_specs, limit, time_limit)
     candidates = candidates_of(traced, call, asked, read_number(microbatches), batch_axes)
     candidates.know(known(cost_db, cluster))
-    best = candidates.best(limit)
+    best = plan_cache_best(candidates, limit, plan_cache)
     step = PlannedStep(fun, call, for_mesh(candidates.for_plan(best), best))
     return replace(best, seconds={"trace": seconds, **best.seconds}, _step=step)
 

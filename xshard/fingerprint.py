@@ -27,12 +27,17 @@ def fingerprint(
         key = signature(graph, op)
         if key not in names:
             names[key] = len(names)
-            digest.update(_ADDRESS.sub("", _text(key)).encode())
+            digest.update(plain_text(key).encode())
         digest.update(repr((names[key], op.inputs, op.outputs)).encode())
     arrays = [(graph.values[v].shape, graph.values[v].dtype) for v in graph.inputs + graph.consts]
     fixed = (arrays, graph.outputs, mesh, cluster, sorted(pins.items()), sorted(results.items()))
     digest.update(repr(fixed).encode())
     return digest.hexdigest()[:32]
+
+
+def plain_text(value: object) -> str:
+    """A text that is equal in every process and run for equal values."""
+    return _ADDRESS.sub("", _text(value))
 
 
 def _text(key: object) -> str:

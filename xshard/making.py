@@ -19,6 +19,7 @@ from xshard.microbatching import Candidates, Number
 from xshard.place import Place
 from xshard.plan.plan import Plan
 from xshard.plan.refuse import check_fits
+from xshard.plan_cache import PlanCacheOption, best
 from xshard.planning import Prepared
 from xshard.profile.quick import Costs
 from xshard.profile.targets import Step
@@ -45,6 +46,7 @@ class Maker:
     costs: Costs
     microbatches: Number = 1
     batch_axes: Any = None
+    plan_cache: PlanCacheOption = None
     plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
 
     def __call__(self, call: Call) -> Runnable:
@@ -74,7 +76,7 @@ class Maker:
         self, call: Call, candidates: Candidates, before: Plan | None, bound: int | None
     ) -> Runnable:
         """The step of the plan that was given or made before, or else of the best one in bound."""
-        plan = self.given or agree(lambda: before or candidates.best(bound))
+        plan = self.given or agree(lambda: before or best(candidates, bound, self.plan_cache))
         prepared = for_mesh(candidates.for_plan(plan), plan)
         limit = self.asked.memory_limit
         if self.given is not None:

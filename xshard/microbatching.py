@@ -49,6 +49,7 @@ class Candidates:
       batch_axes: as the user states them; None: found.
       donated: argument values whose memory may be reused.
       patience_s: how long the smallest limit is looked for where nothing fits.
+      known: what is known of the devices by measurement.
     """
 
     traced: Traced
@@ -57,14 +58,14 @@ class Candidates:
     batch_axes: Any = None
     donated: frozenset[int] = frozenset()
     patience_s: float = 60.0
+    known: Measured | None = None
     _divided: dict[tuple[int, ...], Divided] = field(default_factory=dict)
     _prepared: dict[tuple[int, tuple[int, ...], int], list[Prepared]] = field(default_factory=dict)
     _before: int | None = None
-    _known: Measured | None = None
 
     def know(self, known: Measured | None) -> None:
         """Prices are to be by what is known of the devices by measurement."""
-        self._known = known
+        self.known = known
         self._prepared = {key: measured(made, known) for key, made in self._prepared.items()}
 
     def prepared(
@@ -84,7 +85,7 @@ class Candidates:
             traced = self.traced if number == 1 else self._split(key[1]).into(number, lanes)
             requests = [r for r in self.requests(traced) if lanes in widths(r.mesh)]
             requests = [replace(r, microbatches=number, lanes=lanes) for r in requests]
-            self._prepared[key] = measured(prepare_all(requests), self._known)
+            self._prepared[key] = measured(prepare_all(requests), self.known)
         return self._prepared[key]
 
     def _with_lanes(self, number: int) -> list[Prepared]:

@@ -37,10 +37,11 @@ def path_of(cost_db: CostDb) -> str | None:
     given = os.environ.get(VARIABLE)
     if given is not None:
         return given or None
-    return str(_cache_folder() / "xshard" / "costs.sqlite")
+    return str(cache_folder() / "xshard" / "costs.sqlite")
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """The user's folder for what can be made again."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":
