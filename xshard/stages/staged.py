@@ -134,6 +134,11 @@ class Staged:
         made |= {s.stacked: made[s.row] for s in self.stacks}
         return {**self.homes, **made}
 
+    def carried(self, program: StageProgram) -> tuple[int, ...]:
+        """The totals and stacks that a program adds to."""
+        totals = (t.total for t in self.totals if t.share in program.makes)
+        return (*totals, *(s.stacked for s in self.stacks if s.row in program.makes))
+
     def transfers(self) -> dict[tuple[int, int], int]:
         """(value, stage that reads it) -> the stage that it comes from, where that is another."""
         where = self.stage_of

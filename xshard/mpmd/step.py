@@ -1,0 +1,217 @@
+"""`Pipeline`: a staged step that runs, with its state on the groups of devices that use it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from xshard.mpmd.layout import Layout
+from xshard.mpmd.program import Linked, Linker
+from xshard.mpmd.tape import ONCE, Action, Held, Run, Send, Tape, tape_of
+from xshard.mpmd.transfer import meet, needs_meeting, send
+from xshard.schedules import Schedule
+from xshard.stages.staged import Staged
+
+Observer = Callable[[Action, Sequence[Any]], None]
+"""Told of each action as soon as it is dispatched, and of what it makes."""
+
+
+@dataclass
+class Pipeline:
+    """A staged step under a schedule, on a layout; called with flat arguments.
+
+    Every process holds it and calls it, and runs what is on its devices. Arguments and results have
+    their place on one group each; arrays of groups that are elsewhere have no shards here.
+
+    Attributes:
+      ties: result -> the argument whose next value it is, by position: it is brought to its place.
+      donated: positions of arguments whose memory the step may reuse.
+      observer: sees what is dispatched.
+    """
+
+    staged: Staged
+    schedule: Schedule
+    layout: Layout
+    ties: Mapping[int, int] = field(default_factory=dict)
+    donated: frozenset[int] = frozenset()
+    options: dict[str, Any] | None = None
+    observer: Observer | None = None
+
+    def __post_init__(self) -> None:
+        staged = self.staged
+        assert all(len(p) == 1 and p[0].start is None for p in (*staged.inputs, *staged.results))
+        self._inputs = [p[0].value for p in staged.inputs]
+        self._results = [p[0].value for p in staged.results]
+        homes = {v: self.schedule.placement[s] for v, s in staged.stage_of.items()}
+        self._place = [
+            homes[self._inputs[self.ties[i]]] if i in self.ties else homes[v]
+            for i, v in enumerate(self._results)
+        ]
+        wanted: defaultdict[int, set[int]] = defaultdict(set)
+        for v, group in zip(self._results, self._place, strict=True):
+            wanted[v].add(group)
+        self.tape = tape_of(staged, self.schedule, wanted)
+        self.in_shardings = [self.layout.sharding(v, homes[v]) for v in self._inputs]
+        lent = {self._inputs[i] for i in self.donated}
+        self._lent = frozenset(h for h in self.tape.first if h.value in lent)
+        self._linker = Linker(staged, self.layout, _read(self.tape), self.options)
+        self.out_shardings = list(map(self._linker.sharding, self._results, self._place))
+        self._linked = self._link()
+        self._starts = self._first_shares()
+        self._numbers: dict[tuple[int, int], Any] = {}
+        self._consts = self._put_consts(homes)
+        self._careful = _may_block(self.layout)
+
+    def __call__(self, *args: Any) -> list[Any]:
+        """Runs a step; arguments lie as `in_shardings` say."""
+        held: dict[Held, Any] = dict(self._consts)
+        for v, sharding, x in zip(self._inputs, self.in_shardings, args, strict=True):
+            group = self.layout.meshes.index(sharding.mesh)
+            if self.layout.is_here(group):
+                held[Held(v, ONCE, group)] = x
+        del args
+        latest: dict[int, Any] = {}
+        for action in self.tape.actions:
+            act = self._run if isinstance(action, Run) else self._send
+            made = act(action, held, latest)  # type: ignore[arg-type]
+            for h in action.drops:
+                self._drop(h, held.pop(h, None))
+            if self.observer and made is not None:
+                self.observer(action, made)
+        return [self._result(i, held) for i in range(len(self._results))]
+
+    def placed(self, args: Sequence[Any]) -> list[Any]:
+        """Flat arguments as the step takes them."""
+        return [place(x, s) for x, s in zip(args, self.in_shardings, strict=True)]
+
+    def _drop(self, h: Held, array: Any) -> None:
+        """Frees what the caller has donated, though it still has a name for it."""
+        if array is not None and h in self._lent and not array.is_deleted():
+            array.delete()
+
+    def _run(self, action: Run, held: dict[Held, Any], latest: dict[int, Any]) -> Any:
+        if not self.layout.is_here(action.group):
+            return None
+        linked, group = self._linked[action.program], action.group
+        if self._careful and group in latest:
+            _wait(latest[group])
+        if not held.keys() >= set(action.carries):
+            held.update(zip(action.carries, self._starts[action.program](), strict=True))
+        number = [self._number(action.microbatch, group)] if linked.numbered else []
+        carried = [held.pop(h) for h in action.carries]
+        outs = linked.jitted(*carried, *number, *(held[h] for h in action.reads))
+        del carried
+        makes = (Held(v, action.microbatch, group) for v in linked.makes)
+        held.update(zip((*action.carries, *makes), outs, strict=True))
+        if self._careful and outs:
+            latest[group] = min(outs, key=lambda x: x.nbytes)
+        return outs
+
+    def _send(self, action: Send, held: dict[Held, Any], latest: dict[int, Any]) -> Any:
+        here, there = (self.layout.is_here(g) for g in (action.source, action.target))
+        if not here and not there:
+            return None
+        source, target = self.layout.meshes[action.source], self.layout.meshes[action.target]
+        arrays = [held[h] for h in action.reads] if here else None
+        wanted = [self._linker.sharding(v, action.target) for v in action.values]
+        moved: Sequence[Any] | None
+        if needs_meeting(source, target):
+            for array in latest.values():
+                _wait(array)
+            lie = [self._linker.sharding(v, action.source) for v in action.values]
+            moved = meet(arrays, [self.staged.avals[v] for v in action.values], lie, target)
+            moved = None if moved is None else send(moved, wanted)
+        else:
+            moved = send(arrays or [], wanted)
+        if moved is not None:
+            held.update(zip(action.makes, moved, strict=True))
+        return moved
+
+    def _number(self, microbatch: int, group: int) -> Any:
+        key = microbatch, group
+        if key not in self._numbers:
+            sharding = self.layout.sharding(self.staged.number, group)
+            self._numbers[key] = place(np.int32(microbatch), sharding)
+        return self._numbers[key]
+
+    def _result(self, i: int, held: Mapping[Held, Any]) -> Any:
+        value, group = self._results[i], self._place[i]
+        if self.layout.is_here(group):
+            return held[Held(value, ONCE, group)]
+        aval = self.staged.avals[value]
+        return empty(aval.shape, aval.dtype, self.out_shardings[i])
+
+    def _link(self) -> dict[int, Linked]:
+        """The programs of the groups that are here, each of which reuses what it always drops."""
+        runs: defaultdict[int, list[Run]] = defaultdict(list)
+        for action in self.tape.actions:
+            if isinstance(action, Run) and self.layout.is_here(action.group):
+                runs[action.program].append(action)
+        return {
+            at: self._linker.link(at, some[0].group, self._dropped(some))
+            for at, some in runs.items()
+        }
+
+    def _dropped(self, runs: Sequence[Run]) -> frozenset[int]:
+        """Values that each of these runs is the last to read, and that are the step's own."""
+        mine = self.tape.first - self._lent
+        always = [{h.value for h in r.drops if h in r.reads and h not in mine} for r in runs]
+        return frozenset(set.intersection(*always))
+
+    def _first_shares(self) -> dict[int, Callable[[], tuple[Any, ...]]]:
+        group = lambda at: self.schedule.placement[self.staged.programs[at].stage]  # noqa: E731
+        return {
+            at: self._linker.starts(linked.carried, group(at))
+            for at, linked in self._linked.items()
+            if linked.carried
+        }
+
+    def _put_consts(self, homes: Mapping[int, int]) -> dict[Held, Any]:
+        return {
+            Held(v, ONCE, homes[v]): place(const, self.layout.sharding(v, homes[v]))
+            for v, const in self.staged.consts.items()
+            if v in homes and self.layout.is_here(homes[v])
+        }
+
+
+def place(x: Any, sharding: NamedSharding) -> Any:
+    """An array, that each process has whole or that lies so already, as the sharding says."""
+    if isinstance(x, jax.Array):
+        if x.committed and x.sharding.is_equivalent_to(sharding, x.ndim):
+            return x
+        if sharding.is_fully_addressable and x.is_fully_addressable:
+            return jax.device_put(x, sharding)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(
+        whole.shape, sharding, lambda at: whole[at], dtype=whole.dtype
+    )
+
+
+def empty(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Any:
+    """An array of devices of other processes."""
+    return jax.make_array_from_single_device_arrays(shape, sharding, [], dtype=dtype)
+
+
+def _read(tape: Tape) -> frozenset[int]:
+    """Values that an action reads, or that are results."""
+    return frozenset(h.value for a in tape.actions for h in a.reads) | {h.value for h in tape.kept}
+
+
+def _may_block(layout: Layout) -> bool:
+    """Whether programs of a group must not overlap: XLA's CPU threads wait within collectives, and
+    with two such programs under way there may be none left for the one that the others wait for."""
+    devices = [d for mesh in layout.meshes for d in mesh.devices.flat]
+    alone = all(m.devices.size == 1 for m in layout.meshes)
+    processes = {d.process_index for d in devices}
+    return devices[0].platform == "cpu" and not (alone and len(processes) == 1)
+
+
+def _wait(array: Any) -> None:
+    if not array.is_deleted():
+        array.block_until_ready()
