@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from xshard.cost.cluster import Cluster
 from xshard.cost.fusion import Storage, storage
 from xshard.cost.liveness import liveness
 from xshard.cost.measured import Measured
 from xshard.cost.measured_prices import prices_of
 from xshard.cost.prices import ClusterPrices
-from xshard.describe import alternatives, describe, peak_tensors
+from xshard.describe import alternatives, describe
+from xshard.diagnosis import OutOfTime, Statement, at_peak, blame, conflict, statements_of
 from xshard.errors import InfeasibleError
 from xshard.fingerprint import fingerprint
 from xshard.ir.fold import Classes, fold
@@ -33,6 +36,8 @@ SMALLEST_COPY_BYTES = 1 << 14
 ENOUGH_GAP = 0.005
 """Where memory binds or choices are many, the search ends at a plan proven to be this close to the
 best: a tenth of what the cost model itself is off by."""
+MOST_BLAME_S = 20.0
+"""How long the pins at fault are looked for where nothing fits."""
 _LEAST_S = 1.0
 """What a round gets even if the time limit has passed, so that it ends with an answer."""
 
@@ -137,7 +142,7 @@ def _described(chosen: Modelled, solution: Solution) -> Plan:
         fingerprint=chosen.prepared.fingerprint, limit=request.memory_limit,
     )  # fmt: skip
     explain = alternatives(chosen.draft, chosen.timeline, plan, request.traced, solution,
-                           lambda d: limited(replace(chosen, draft=d)))  # fmt: skip
+                           lambda d: limited(replace(chosen, draft=d), blaming=False))  # fmt: skip
     return replace(
         plan, microbatches=request.microbatches, lanes=request.lanes, _alternatives=explain
     )
@@ -157,7 +162,7 @@ def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:
         return answer
     if answer:
         limited(min(answer, key=lambda f: f[0])[1], len(models))  # raises, with the diagnosis
-    raise InfeasibleError(_CONTRADICTION)
+    raise _infeasible(models[0], Infeasible(None), None, len(models))
 
 
 def fitting(
@@ -210,11 +215,12 @@ def _within_limit(m: Modelled, free: Solution) -> Solution | Infeasible:
     return _search(m, limit, diagnose=False)
 
 
-def limited(modelled: Modelled, meshes: int = 1) -> Solution:
+def limited(modelled: Modelled, meshes: int = 1, *, blaming: bool = True) -> Solution:
     """The best choices under the request's memory limit.
 
     Args:
       meshes: how many were tried, of which this one came nearest.
+      blaming: whether the error says which pins are at fault.
 
     Raises:
       InfeasibleError: with the smallest limit that is feasible.
@@ -222,7 +228,7 @@ def limited(modelled: Modelled, meshes: int = 1) -> Solution:
     limit = modelled.prepared.request.memory_limit
     answer = _search(modelled, limit, diagnose=True)
     if isinstance(answer, Infeasible):
-        raise _infeasible(modelled, answer, limit, meshes)
+        raise _infeasible(modelled, answer, limit, meshes, blaming=blaming)
     return answer
 
 
@@ -282,13 +288,16 @@ def model(prepared: Prepared) -> Modelled:
     return Modelled(prepared, d, timeline)
 
 
-def _search(modelled: Modelled, limit: int | None, *, diagnose: bool) -> Solution | Infeasible:
+def _search(
+    modelled: Modelled, limit: int | None, *, diagnose: bool, enough_gap: float = ENOUGH_GAP,
+    end: float = np.inf,
+) -> Solution | Infeasible:  # fmt: skip
     """Solves, and again with more rows where the answer exceeds its limit at another moment.
 
     The limit of an answer that nothing fits is the smallest one that it found.
     """
     d, timeline = modelled.draft, modelled.timeline
-    end = time.monotonic() + modelled.prepared.request.time_limit_s
+    end = min(end, time.monotonic() + modelled.prepared.request.time_limit_s)
     rows = first_rows(d, timeline) if limit is not None else ()
     hint: tuple[int, ...] | None = None
     answer: Solution | Infeasible = Infeasible(None)
@@ -296,7 +305,7 @@ def _search(modelled: Modelled, limit: int | None, *, diagnose: bool) -> Solutio
         answer = solve(
             modelled.problem(limit, rows), hint=hint,
             time_limit_s=max(end - time.monotonic(), _LEAST_S),
-            enough_gap=ENOUGH_GAP, diagnose=diagnose,
+            enough_gap=enough_gap, diagnose=diagnose,
         )  # fmt: skip
         most = limit if isinstance(answer, Solution) else answer.smallest_limit
         told = isinstance(answer, Infeasible) and not diagnose
@@ -312,25 +321,62 @@ def _search(modelled: Modelled, limit: int | None, *, diagnose: bool) -> Solutio
 
 
 def _infeasible(
-    modelled: Modelled, answer: Infeasible, limit: int | None, meshes: int
+    modelled: Modelled, answer: Infeasible, limit: int | None, meshes: int, *, blaming: bool = True
 ) -> InfeasibleError:
+    culprits = _culprits(modelled) if blaming else []
     if answer.smallest_limit is None or answer.choices is None or limit is None:
-        return InfeasibleError(_CONTRADICTION)
-    curve = modelled.timeline.curve(modelled.draft, answer.choices)
-    smallest = max(answer.smallest_limit, int(curve.max()))
-    lines = [
-        f"  {t.members} × {t.name or 'a temporary'} {t.dtype}{list(t.shape)}: {size(t.nbytes)}"
-        + (f"  ({t.source})" if t.source else "")
-        for t in peak_tensors(modelled.draft, modelled.timeline, answer.choices)[:5]
-    ]
+        return InfeasibleError(_CONTRADICTION + blame(culprits, "at all"))
+    d, timeline = modelled.draft, modelled.timeline
+    smallest = max(answer.smallest_limit, int(timeline.curve(d, answer.choices).max()))
     about = "" if answer.proven else " (about: the search for it was cut short)"
     if meshes > 1:
-        about += f" with the mesh {modelled.draft.mesh}, which came nearest of {meshes}"
+        about += f" with the mesh {d.mesh}, which came nearest of {meshes}"
     return InfeasibleError(
         f"no plan fits {size(limit)} per device; the smallest limit that works is {smallest} bytes "
-        f"({size(smallest)}){about}. Largest live tensors at its peak:\n" + "\n".join(lines),
+        f"({size(smallest)}){about}. {at_peak(d, timeline, answer.choices)}"
+        + blame(culprits, f"within {size(limit)}"),
         smallest,
     )
+
+
+def _culprits(modelled: Modelled) -> list[Statement]:
+    """The pins that leave no plan; none where that is so without them, or time runs out."""
+    r = modelled.prepared.request
+    end = time.monotonic() + min(r.time_limit_s, MOST_BLAME_S)
+
+    def can_hold(kept: Sequence[Statement]) -> bool:
+        if time.monotonic() > end:
+            raise OutOfTime
+        values = {v for s in kept for v in s.values}
+        results = {i for s in kept for i in s.results}
+        request = replace(
+            r,
+            pins={v: pin for v, pin in r.pins.items() if v in values},
+            results={i: pin for i, pin in r.results.items() if i in results},
+        )
+        return _can_fit(model(prepare(request)), end)
+
+    stated = statements_of(r.traced, dict(r.pins), dict(r.results), r.mesh.names)
+    try:
+        return conflict(stated, can_hold)
+    except OutOfTime:
+        return []
+
+
+def _can_fit(m: Modelled, end: float) -> bool:
+    """Whether any plan fits the limit.
+
+    Raises:
+      OutOfTime: nothing was found before `end`.
+    """
+    free = unlimited(m)
+    limit = m.prepared.request.memory_limit
+    if free is None or limit is None or m.timeline.curve(m.draft, free.choices).max() <= limit:
+        return free is not None
+    answer = _search(m, limit, diagnose=False, enough_gap=1.0, end=end)
+    if isinstance(answer, Infeasible) and time.monotonic() > end:
+        raise OutOfTime
+    return isinstance(answer, Solution)
 
 
 @contextmanager
