@@ -15,6 +15,7 @@ from xshard.stages.flat import Flat, Node, flatten
 from xshard.stages.kinds import Kinds, free_values
 from xshard.stages.once import place_once
 from xshard.stages.programs import Slot, programs_of
+from xshard.stages.spread import split_totals, spread
 from xshard.stages.staged import Piece, Staged
 from xshard.stages.units import Unit, balanced, units_of
 
@@ -72,7 +73,8 @@ def cuttable(jaxpr: ClosedJaxpr, microbatches: int) -> Cuttable:
 
 
 def _staged(flat: Flat, body: Body, starts: Sequence[int]) -> Staged:
-    stages = assign(flat, body, starts)
+    flat, stages = spread(flat, assign(flat, body, starts))
+    flat = split_totals(flat, stages)
     once = place_once(flat, stages, body.free)
     slots: dict[Node, Slot] = {n: (once.of[n], "before", once.wave[n]) for n in once.before}
     for node in flat.body:

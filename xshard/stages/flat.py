@@ -175,7 +175,7 @@ class _Reader:
 
     def _traced(self, fun: Callable[..., Any], *atoms: Atom) -> list[Atom]:
         """What a function makes of values, in the body."""
-        jaxpr = jax.make_jaxpr(fun)(*[_struct(self.flat.aval(a)) for a in atoms])
+        jaxpr = jax.make_jaxpr(fun)(*[struct(self.flat.aval(a)) for a in atoms])
         env: dict[Any, Atom] = dict(zip(opened(jaxpr).invars, atoms, strict=True))
         self._walk(opened(jaxpr).eqns, env, self.flat.body)
         return [_of(env, v) for v in opened(jaxpr).outvars]
@@ -251,5 +251,6 @@ def _row(stack: Any, number: Any) -> Any:
     return jax.lax.dynamic_index_in_dim(stack, number, keepdims=False)
 
 
-def _struct(aval: Any) -> jax.ShapeDtypeStruct:
+def struct(aval: Any) -> jax.ShapeDtypeStruct:
+    """What a function is traced with for a value of this type."""
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)

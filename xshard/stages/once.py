@@ -19,6 +19,8 @@ from xshard.stages.kinds import nbytes
 COLLECTOR = 0
 """The stage where scalars of several stages meet: the one whose last backward pass ends last."""
 
+_SCALAR_BYTES = 8
+
 Behind = Mapping[int, tuple[int, ...]]
 
 
@@ -56,6 +58,7 @@ def place_once(flat: Flat, stages: Stages, free: frozenset[int]) -> Once:
     _place_after(flat, once, stages, behind)
     for nodes in (once.before, once.after):
         _number_waves(nodes, once, behind)
+    _delay(flat, once, behind)
     return once
 
 
@@ -112,7 +115,9 @@ def _largest(flat: Flat, reads: Sequence[int], where: Mapping[int, int]) -> int 
     known = [(nbytes(flat.avals[v]), where[v]) for v in reads if v in where]
     most = max(known, default=(0, 0))[0]
     on = {stage for size, stage in known if size == most}
-    return (on.pop() if len(on) == 1 else COLLECTOR) if on else None
+    if len(on) > 1 and most <= _SCALAR_BYTES:
+        return COLLECTOR
+    return min(on, default=None)
 
 
 def _number_waves(nodes: Sequence[Node], once: Once, behind: Behind) -> None:
@@ -123,3 +128,23 @@ def _number_waves(nodes: Sequence[Node], once: Once, behind: Behind) -> None:
         needs = [made[v] for v in _reads(node, behind) if v in made]
         once.wave[node] = max((w + (s != stage) for s, w in needs), default=0)
         made.update(dict.fromkeys(node.outs, (stage, once.wave[node])))
+
+
+def _delay(flat: Flat, once: Once, behind: Behind) -> None:
+    """Nodes that make no less than they read run in the wave that reads them, if it is one only.
+
+    Else what the update begins with (moments times their decay, say) would be made before the norm
+    of the gradients is known, and be kept until then.
+    """
+    readers: defaultdict[int, list[Node]] = defaultdict(list)
+    for node in reversed(once.after):
+        stage, on = once.of[node], [r for v in node.outs for r in readers[v]]
+        if on and all(once.of[r] == stage for r in on) and _grows(flat, node):
+            once.wave[node] = min(once.wave[r] for r in on)
+        for v in _reads(node, behind):
+            readers[v].append(node)
+
+
+def _grows(flat: Flat, node: Node) -> bool:
+    made, read = (sum(nbytes(flat.avals[v]) for v in vs) for vs in (node.outs, node.reads))
+    return 2 * made > read
