@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from tests.api.oracles import assert_close
+from tests.api.oracles import FAST_COMPILE, assert_close
 from xshard.ir.trace import trace
 from xshard.microbatch.split import divided, found_axes
 from xshard.stages.cut import Cuttable, cuttable
@@ -17,28 +17,30 @@ from xshard.stages.staged import Staged
 Step = Callable[..., Any]
 
 
-def cuttable_step(fun: Step, args: tuple[Any, ...], microbatches: int) -> Cuttable:
+def cuttable_step(fun: Step, args: tuple[Any, ...], microbatches: int, least: int = 1) -> Cuttable:
     """The step in so many microbatches; its first argument is the state."""
     traced = trace(fun, args)
     state = frozenset(range(traced.in_tree.children()[0].num_leaves))
     looped = divided(traced, found_axes(traced, state)).looped(microbatches)
-    return cuttable(looped.closed_jaxpr, microbatches)
+    return cuttable(looped.closed_jaxpr, microbatches, least)
 
 
-def staged(
-    fun: Step, args: tuple[Any, ...], stages: int | Sequence[int], microbatches: int
-) -> Staged:
-    """The step in so many balanced stages, or in stages of so many units."""
-    found = cuttable_step(fun, args, microbatches)
-    return found.into(found.balanced(stages) if isinstance(stages, int) else stages)
+def results(staged: Staged, fun: Step, args: tuple[Any, ...]) -> Any:
+    """Of the staged step, in the step's structure."""
+    run = jax.jit(lambda flat: run_in_sequence(staged, flat), compiler_options=FAST_COMPILE)
+    return jax.tree.unflatten(
+        jax.tree.structure(jax.eval_shape(fun, *args)), run(jax.tree.leaves(args))
+    )
 
 
 def assert_alike(
-    fun: Step, args: tuple[Any, ...], stages: int | Sequence[int], microbatches: int,
-    factor: float = 4.0,
-) -> Staged:  # fmt: skip
-    """A program after the other makes what the step makes."""
-    found = staged(fun, args, stages, microbatches)
-    got = run_in_sequence(found, jax.tree.leaves(args))
-    assert_close(got, jax.tree.leaves(jax.jit(fun)(*args)), factor)
-    return found
+    fun: Step, args: tuple[Any, ...], *stages: Sequence[int], microbatches: int,
+    factor: float = 10.0,
+) -> list[Staged]:  # fmt: skip
+    """Stages of so many units, a program after the other, make what the step makes."""
+    expected = jax.jit(fun, compiler_options=FAST_COMPILE)(*args)
+    found = cuttable_step(fun, args, microbatches, max(map(len, stages)))
+    cut = [found.into(counts) for counts in stages]
+    for staged in cut:
+        assert_close(results(staged, fun, args), expected, factor)
+    return cut

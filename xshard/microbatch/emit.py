@@ -18,7 +18,7 @@ from xshard.microbatch.lanes import before, behind, each_lane, has_lanes, spread
 from xshard.microbatch.positions import made_by_position, rows_of
 from xshard.microbatch.program import Loop, Program
 from xshard.microbatch.region import Atom, Node, Region, Step, Version
-from xshard.microbatch.resize import cut, local_shape, merge, resized
+from xshard.microbatch.resize import a_turns, cut, local_shape, merge, resized
 from xshard.microbatch.status import FULL, Const, Partial, Rows, Status, version
 from xshard.microbatch.transfer import Body
 from xshard.run.rebind import REMAT, without_shardings
@@ -138,8 +138,8 @@ def _step(
 def _run(node: Node, ins: Sequence[Any], use: Use, turns: Turns) -> list[Any]:
     """An op without bodies on a turn's rows, or on those of each lane."""
     if turns.lanes == 1 or not has_lanes(use):
-        return _bind(node, ins, resized(node.eqn, use, turns.count))
-    params = resized(node.eqn, use, turns.count * turns.lanes)
+        return _bind(node, ins, resized(node.eqn, use, a_turns(turns.count)))
+    params = resized(node.eqn, use, a_turns(turns.count * turns.lanes))
     return each_lane(lambda *xs: _bind(node, xs, params), ins, use, turns.lanes)
 
 

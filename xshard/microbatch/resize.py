@@ -54,38 +54,47 @@ def _by_turn(shape: Shape, rows: Rows, batch: int, turns: int) -> tuple[Shape, i
     return new, d + len(before) + 1
 
 
-def resized(eqn: JaxprEqn, use: Use, turns: int) -> dict[str, Any]:
-    """The parameters for operands and results of a turn's size."""
+Local = Callable[[Shape, Status], Shape]
+"""The shape of a part of an array of this status."""
+
+
+def a_turns(turns: int) -> Local:
+    """`local_shape` for so many turns."""
+    return lambda shape, status: local_shape(shape, status, turns)
+
+
+def resized(eqn: JaxprEqn, use: Use, local: Local) -> dict[str, Any]:
+    """The parameters for operands and results that are parts."""
     change = _PARAMS.get(eqn.primitive.name)
-    return eqn.params if change is None else {**eqn.params, **change(eqn, use, turns)}
+    return eqn.params if change is None else {**eqn.params, **change(eqn, use, local)}
 
 
-def _result(name: str) -> Callable[[JaxprEqn, Use, int], dict[str, Any]]:
+def _result(name: str) -> Callable[[JaxprEqn, Use, Local], dict[str, Any]]:
     """The parameter that is the result's shape."""
 
-    def change(eqn: JaxprEqn, use: Use, turns: int) -> dict[str, Any]:
+    def change(eqn: JaxprEqn, use: Use, local: Local) -> dict[str, Any]:
         aval: Any = eqn.outvars[0].aval
-        return {name: local_shape(aval.shape, use.outs[0], turns)}
+        return {name: local(aval.shape, use.outs[0])}
 
     return change
 
 
-def _slice(eqn: JaxprEqn, use: Use, turns: int) -> dict[str, Any]:
+def _slice(eqn: JaxprEqn, use: Use, local: Local) -> dict[str, Any]:
     if not isinstance(use.outs[0], Rows):
         return {}
-    return {"limit_indices": local_shape(tuple(eqn.params["limit_indices"]), use.outs[0], turns)}
+    return {"limit_indices": local(tuple(eqn.params["limit_indices"]), use.outs[0])}
 
 
-def _sizes(eqn: JaxprEqn, use: Use, turns: int) -> dict[str, Any]:
+def _sizes(eqn: JaxprEqn, use: Use, local: Local) -> dict[str, Any]:
     """Windows that are as wide as the batch; those of one row stay."""
     sizes, rows = tuple(eqn.params["slice_sizes"]), use.ins[0]
     aval: Any = eqn.invars[0].aval
     if not isinstance(rows, Rows) or sizes[rows.dim] != aval.shape[rows.dim]:
         return {}
-    return {"slice_sizes": local_shape(sizes, rows, turns)}
+    return {"slice_sizes": local(sizes, rows)}
 
 
-_PARAMS: dict[str, Callable[[JaxprEqn, Use, int], dict[str, Any]]] = {
+_PARAMS: dict[str, Callable[[JaxprEqn, Use, Local], dict[str, Any]]] = {
     "broadcast_in_dim": _result("shape"),
     "reshape": _result("new_sizes"),
     "empty": _result("shape"),

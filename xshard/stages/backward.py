@@ -27,7 +27,8 @@ def place_backward(
     reads = {n: reads_of(n, behind) for n in nodes}
     late = {v for n in nodes for v in n.outs}
     above = {n: [v for v in reads[n] if v in late] for n in nodes}
-    known = {n: [v for v in reads[n] if v not in late and v in read_on] for n in nodes}
+    there = stages.made.keys() | read_on.keys()
+    known = {n: [v for v in reads[n] if v not in late and v in there] for n in nodes}
     for node in nodes:
         stages.put(node, placer.nearest(above[node], known[node]))
         for v in above[node] if known[node] else ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from xshard.stages.programs import Slot, programs_of
 from xshard.stages.spread import split_totals, spread
 from xshard.stages.staged import Piece, Staged
 from xshard.stages.units import Unit, balanced, units_of
+from xshard.stages.unstack import unstack
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,31 @@ class Cuttable:
                 f"stages of {', '.join(map(str, counts))} layers were asked for, but the step has "
                 f"{len(self.units)}; give each stage one or more of them"
             )
-        starts = [self.units[sum(counts[:s])].start for s in range(1, len(counts))]
-        return _staged(self.flat, self.body, starts)
+        first = [self.units[sum(counts[:s])] for s in range(1, len(counts))]
+        cuts: dict[Node, list[int]] = {}
+        for unit in first:
+            if unit.layer:
+                cuts.setdefault(self.body.forward[unit.start], []).append(unit.layer)
+        if not cuts:
+            return _staged(self.flat, self.body, [u.start for u in first])
+        bounds = {n: (0, *layers, n.eqn.params["length"]) for n, layers in cuts.items()}
+        flat, stand_for = unstack(self.flat, bounds)
+        body = body_of(flat, self.kinds, free_values(flat, self.kinds))
+        starts = [self._begins(u, cuts, stand_for, body) for u in first]
+        return _staged(flat, body, starts)
+
+    def _begins(
+        self, unit: Unit, cuts: Mapping[Node, list[int]], stand_for: Mapping[Node, list[Node]],
+        body: Body,
+    ) -> int:  # fmt: skip
+        """The number of a unit's first node among those of the step with scans split."""
+        place = {n: i for i, n in enumerate(body.forward)}
+        node = self.body.forward[unit.start]
+        if unit.layer:
+            pieces = [n for n in stand_for[node] if n.eqn.primitive.name == "scan"]
+            return place[pieces[1 + cuts[node].index(unit.layer)]]
+        later = (n for old in self.body.forward[unit.start :] for n in stand_for[old])
+        return next(place[n] for n in later if n in place)
 
     def balanced(self, num_stages: int) -> tuple[int, ...]:
         """Units for each stage, so that the stages have about equal work.
@@ -61,15 +85,21 @@ class Cuttable:
         return balanced([u.work for u in self.units], num_stages)
 
 
-def cuttable(jaxpr: ClosedJaxpr, microbatches: int) -> Cuttable:
+def cuttable(jaxpr: ClosedJaxpr, microbatches: int, least: int = 1) -> Cuttable:
     """Finds the units of a step that is a loop over microbatches (`Divided.looped`).
+
+    Args:
+      least: units that are wanted; with less, cuts need not be cheap.
 
     Raises:
       PipelineError: the step has no loop over microbatches, or it carries more than sums.
     """
     flat, kinds = flatten(jaxpr, microbatches), Kinds()
     body = body_of(flat, kinds, free_values(flat, kinds))
-    return Cuttable(flat, kinds, body, units_of(flat, kinds, body))
+    units = units_of(flat, kinds, body, fine=False)
+    if len(units) < least:
+        units = units_of(flat, kinds, body, fine=True)
+    return Cuttable(flat, kinds, body, units)
 
 
 def _staged(flat: Flat, body: Body, starts: Sequence[int]) -> Staged:
@@ -84,19 +114,19 @@ def _staged(flat: Flat, body: Body, starts: Sequence[int]) -> Staged:
     slots |= {n: (once.of[n], "after", once.wave[n]) for n in once.after}
     consts = dict(flat.consts)
     results = [_result(flat, consts, atom) for atom in flat.results]
-    kept = [*results, *(t.share for t in flat.totals), *(s.row for s in flat.stacks)]
+    kept = {p.value for r in results for p in r}
+    kept |= {t.share for t in flat.totals} | {s.row for s in flat.stacks}
     return Staged(
         programs_of(flat, slots, body.free, kept), stages.count, flat.microbatches,
-        tuple(flat.avals),
-        tuple((Piece(v),) for v in flat.inputs), tuple((Piece(v),) for v in results),
+        tuple(flat.avals), tuple(map(flat.pieces_of, flat.inputs)), tuple(results),
         once.homes, consts, flat.number, tuple(flat.totals), tuple(flat.stacks),
     ).verify()  # fmt: skip
 
 
-def _result(flat: Flat, consts: dict[int, Any], atom: int | Literal) -> int:
-    """The value of a result; a literal becomes a constant."""
+def _result(flat: Flat, consts: dict[int, Any], atom: int | Literal) -> tuple[Piece, ...]:
+    """The pieces of a result; a literal becomes a constant."""
     if not isinstance(atom, Literal):
-        return atom
+        return flat.pieces_of(atom)
     number = flat.value(atom.aval)
     consts[number] = jnp.asarray(atom.val, atom.aval.dtype)  # type: ignore[attr-defined]
-    return number
+    return (Piece(number),)

@@ -29,7 +29,7 @@ from xshard._jax import (
 from xshard.errors import PipelineError
 from xshard.ir.flatten import CALLS, pins
 from xshard.microbatch.accumulate import neutral
-from xshard.stages.staged import Stack, Total
+from xshard.stages.staged import Piece, Stack, Total
 
 Atom = int | Literal
 
@@ -58,6 +58,7 @@ class Flat:
       results: of the flattened results.
       consts: captured arrays by id.
       number: the id of the microbatch's number.
+      pieces: what an argument or result is taken apart into, where it is.
       before, body, after: nodes in program order.
     """
 
@@ -68,6 +69,7 @@ class Flat:
     results: tuple[Atom, ...] = ()
     consts: dict[int, Any] = field(default_factory=dict)
     number: int = -1
+    pieces: dict[int, tuple[Piece, ...]] = field(default_factory=dict)
     before: list[Node] = field(default_factory=list)
     body: list[Node] = field(default_factory=list)
     after: list[Node] = field(default_factory=list)
@@ -87,6 +89,55 @@ class Flat:
         """A node, with new values as its results if none are given."""
         made = [self.value(v.aval) for v in eqn.outvars] if outs is None else outs
         return Node(eqn, tuple(ins), tuple(made))
+
+    @property
+    def arguments(self) -> tuple[int, ...]:
+        """The inputs, or what they are taken apart into."""
+        return tuple(p.value for v in self.inputs for p in self.pieces_of(v))
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """The results, or what they are put together from, without literals."""
+        values = [a for a in self.results if not isinstance(a, Literal)]
+        return tuple(p.value for v in values for p in self.pieces_of(v))
+
+    def pieces_of(self, v: int) -> tuple[Piece, ...]:
+        """The pieces of an argument or result."""
+        return self.pieces.get(v, (Piece(v),))
+
+    def traced(self, fun: Callable[..., Any], atoms: Sequence[Atom], into: list[Node]) -> list[int]:
+        """What a function makes of values, by nodes that are added."""
+        jaxpr = opened(jax.make_jaxpr(fun)(*[struct(self.aval(a)) for a in atoms]))
+        env: dict[Any, Atom] = dict(zip(jaxpr.invars, atoms, strict=True))
+        self.walk(jaxpr.eqns, env, into)
+        return [env[v] for v in jaxpr.outvars]  # type: ignore[misc]
+
+    def walk(
+        self, eqns: Sequence[JaxprEqn], env: dict[Any, Atom], into: list[Node],
+        placed: Callable[[JaxprEqn], JaxprEqn] = lambda eqn: eqn,
+    ) -> None:  # fmt: skip
+        """Adds equations as nodes, calls inlined; `env` has the atoms of variables."""
+        for eqn in eqns:
+            ins = [_of(env, v) for v in eqn.invars]
+            if may_inline(eqn):
+                outs = self._inline(placed(eqn), ins, into)
+            else:
+                into.append(self.node(placed(eqn), ins))
+                outs = into[-1].outs
+            env.update(zip(eqn.outvars, outs, strict=True))
+
+    def _inline(self, call: JaxprEqn, ins: list[Atom], into: list[Node]) -> list[Atom]:
+        body = call.params[CALLS[call.primitive.name]]
+        env: dict[Any, Atom] = dict(zip(opened(body).invars, ins, strict=True))
+        self.take_consts(body, env)
+        self.walk(opened(body).eqns, env, into, lambda eqn: inlined(eqn, call))
+        return [_of(env, v) for v in opened(body).outvars]
+
+    def take_consts(self, jaxpr: Any, env: dict[Any, Atom]) -> None:
+        """Makes values of a jaxpr's captured arrays."""
+        for var, array in zip(opened(jaxpr).constvars, consts_of(jaxpr), strict=True):
+            env[var] = number = self.value(var.aval)
+            self.consts[number] = array
 
 
 def flatten(jaxpr: ClosedJaxpr, microbatches: int) -> Flat:
@@ -108,37 +159,12 @@ class _Reader:
         flat.number = flat.value(jax.typeof(jnp.int32(0)))
         env: dict[Any, Atom] = {v: flat.value(v.aval) for v in inner.invars}
         flat.inputs = tuple(env[v] for v in inner.invars)  # type: ignore[misc]
-        self._consts(flat.jaxpr, env)
-        self._walk(inner.eqns[:loop], env, flat.before)
+        flat.take_consts(flat.jaxpr, env)
+        flat.walk(inner.eqns[:loop], env, flat.before)
         self._loop(inner.eqns[loop], env)
-        self._walk(inner.eqns[loop + 1 :], env, flat.after)
+        flat.walk(inner.eqns[loop + 1 :], env, flat.after)
         flat.results = tuple(_of(env, v) for v in inner.outvars)
         return flat
-
-    def _consts(self, jaxpr: Any, env: dict[Any, Atom]) -> None:
-        for var, array in zip(opened(jaxpr).constvars, consts_of(jaxpr), strict=True):
-            env[var] = number = self.flat.value(var.aval)
-            self.flat.consts[number] = array
-
-    def _walk(
-        self, eqns: Sequence[JaxprEqn], env: dict[Any, Atom], nodes: list[Node],
-        placed: Callable[[JaxprEqn], JaxprEqn] = lambda eqn: eqn,
-    ) -> None:  # fmt: skip
-        for eqn in eqns:
-            ins = [_of(env, v) for v in eqn.invars]
-            if may_inline(eqn):
-                outs = self._inline(placed(eqn), ins, nodes)
-            else:
-                nodes.append(self.flat.node(placed(eqn), ins))
-                outs = nodes[-1].outs
-            env.update(zip(eqn.outvars, outs, strict=True))
-
-    def _inline(self, call: JaxprEqn, ins: list[Atom], nodes: list[Node]) -> list[Atom]:
-        body = call.params[CALLS[call.primitive.name]]
-        env: dict[Any, Atom] = dict(zip(opened(body).invars, ins, strict=True))
-        self._consts(body, env)
-        self._walk(opened(body).eqns, env, nodes, lambda eqn: inlined(eqn, call))
-        return [_of(env, v) for v in opened(body).outvars]
 
     def _loop(self, eqn: JaxprEqn, env: dict[Any, Atom]) -> None:
         """The loop's body, with its carries as totals and what it stacks as stacks."""
@@ -146,14 +172,14 @@ class _Reader:
         consts, carries = scan_counts(eqn.params)
         outer = [_of(env, v) for v in eqn.invars]
         inside: dict[Any, Atom] = dict(zip(inner.invars, outer[:consts], strict=False))
-        self._consts(eqn.params["jaxpr"], inside)
+        flat.take_consts(eqn.params["jaxpr"], inside)
         held = [flat.value(v.aval) for v in inner.invars[consts : consts + carries]]
         inside |= dict(zip(inner.invars[consts:], held, strict=False))
         for var, stack in zip(
             inner.invars[consts + carries :], outer[consts + carries :], strict=True
         ):
-            [inside[var]] = self._traced(_row, stack, flat.number)
-        self._walk(inner.eqns, inside, flat.body, lambda e: inlined(e, eqn))
+            [inside[var]] = flat.traced(_row, (stack, flat.number), flat.body)
+        flat.walk(inner.eqns, inside, flat.body, lambda e: inlined(e, eqn))
         ends = [_of(inside, v) for v in inner.outvars]
         totals = accumulations(flat, held, ends[:carries])
         made = {v for n in flat.body for v in n.outs}
@@ -169,16 +195,7 @@ class _Reader:
         """The value, or a copy if no node of the body makes it."""
         if not isinstance(atom, Literal) and atom in made:
             return atom
-        [copy] = self._traced(jnp.copy, atom)
-        assert isinstance(copy, int)
-        return copy
-
-    def _traced(self, fun: Callable[..., Any], *atoms: Atom) -> list[Atom]:
-        """What a function makes of values, in the body."""
-        jaxpr = jax.make_jaxpr(fun)(*[struct(self.flat.aval(a)) for a in atoms])
-        env: dict[Any, Atom] = dict(zip(opened(jaxpr).invars, atoms, strict=True))
-        self._walk(opened(jaxpr).eqns, env, self.flat.body)
-        return [_of(env, v) for v in opened(jaxpr).outvars]
+        return self.flat.traced(jnp.copy, (atom,), self.flat.body)[0]
 
 
 def may_inline(eqn: JaxprEqn) -> bool:

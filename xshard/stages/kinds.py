@@ -75,9 +75,9 @@ def free_values(flat: Flat, kinds: Kinds) -> frozenset[int]:
     rows of the batch, say). Results, and what totals and stacks are made of, are made by a program.
     """
     fixed = {t.share for t in flat.totals} | {s.row for s in flat.stacks}
-    fixed |= {a for a in flat.results if isinstance(a, int)}
+    fixed |= set(flat.wanted)
     body = set(flat.body)
-    once = {*flat.inputs, *flat.consts, *(t.total for t in flat.totals)}
+    once = {*flat.arguments, *flat.consts, *(t.total for t in flat.totals)}
     once |= {s.stacked for s in flat.stacks}
     constant, free = {flat.number}, set[int]()
     for node in (*flat.before, *flat.body, *flat.after):

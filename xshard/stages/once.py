@@ -54,7 +54,7 @@ def place_once(flat: Flat, stages: Stages, free: frozenset[int]) -> Once:
         once.of[node] = min({s for v in node.outs for s in read_on[v]}, default=COLLECTOR)
         for v in _reads(node, behind):
             read_on[v].add(once.of[node])
-    once.homes = {v: min(read_on[v]) for v in (*flat.inputs, *flat.consts) if read_on[v]}
+    once.homes = {v: min(read_on[v]) for v in (*flat.arguments, *flat.consts) if read_on[v]}
     _place_after(flat, once, stages, behind)
     for nodes in (once.before, once.after):
         _number_waves(nodes, once, behind)
@@ -71,7 +71,7 @@ def _split(
 ) -> Once:
     """What the loop needs, and the rest that results need."""
     wanted = {v for v, on in read_on.items() if on}
-    results = {v for r in flat.results if isinstance(r, int) for v in behind.get(r, (r,))}
+    results = {v for r in flat.wanted for v in behind.get(r, (r,))}
     before = _needed(flat.before, wanted, behind, free)
     kept = set(before)
     rest = [n for n in (*flat.before, *flat.after) if n not in kept]
@@ -106,7 +106,7 @@ def _place_after(flat: Flat, once: Once, stages: Stages, behind: Behind) -> None
         stage = once.of.setdefault(node, on.pop() if len(on) == 1 else COLLECTOR)
         for v in _reads(node, behind):
             read_on[v].add(stage)
-    for v in (*flat.inputs, *flat.consts):
+    for v in (*flat.arguments, *flat.consts):
         once.homes.setdefault(v, min(read_on[v], default=COLLECTOR))
 
 

@@ -56,17 +56,18 @@ def split_totals(flat: Flat, stages: Stages) -> Flat:
     readers.update(s.row for s in flat.stacks)
     new = replace(flat, avals=list(flat.avals), totals=[], after=[])
 
+    gone: set[Node] = set()
+
     def add(total: Total) -> None:
         node = makers[total.share]
         if total.how != "sum" or readers[total.share] > 1 or not _meets(flat, stages, node):
             new.totals.append(total)
             return
-        parts = [
-            replace(total, share=v, total=new.value(flat.avals[total.total])) for v in node.reads
-        ]
-        kind = struct(flat.avals[total.total])
-        [eqn] = opened(jax.make_jaxpr(jax.lax.add)(kind, kind)).eqns
+        kind = new.avals[total.total]
+        parts = [replace(total, share=v, total=new.value(kind)) for v in node.reads]
+        [eqn] = opened(jax.make_jaxpr(jax.lax.add)(struct(kind), struct(kind))).eqns
         eqn = eqn.replace(source_info=node.eqn.source_info)
+        gone.add(node)
         for part in parts:
             add(part)
         new.after.append(new.node(eqn, [p.total for p in parts], [total.total]))
@@ -74,10 +75,9 @@ def split_totals(flat: Flat, stages: Stages) -> Flat:
     for total in flat.totals:
         add(total)
     new.after += flat.after
-    dead = {v for t in flat.totals if t not in new.totals for v in [t.share]}
-    for node in [n for n in flat.body if not dead.isdisjoint(n.outs)]:
+    new.body = [n for n in flat.body if n not in gone]
+    for node in gone:
         del stages.of[node]
-    new.body = [n for n in flat.body if dead.isdisjoint(n.outs)]
     return new
 
 

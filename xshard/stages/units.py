@@ -4,42 +4,71 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from xshard.stages.assign import Body, sources
+from xshard._jax import scan_counts
+from xshard.stages.assign import Body
 from xshard.stages.flat import Flat
 from xshard.stages.kinds import Kinds, nbytes
+from xshard.stages.places import sources
+from xshard.stages.unstack import stacks_of
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Forward nodes start:stop, which go to a stage together.
+    """A part of the forward pass that goes to a stage as a whole, up to where the next begins.
 
     Attributes:
+      start: number of the forward node that it begins with.
+      layer: if that is a scan over layers, of the layer that it begins with.
       work: of its forward nodes, for balance.
       crossing_bytes: what goes from the units before it to it and the later ones, for a microbatch.
     """
 
     start: int
-    stop: int
+    layer: int
     work: float
     crossing_bytes: int
 
 
-def units_of(flat: Flat, kinds: Kinds, body: Body) -> tuple[Unit, ...]:
-    """The units of the forward pass: one for each stretch between cheap cuts."""
+def units_of(flat: Flat, kinds: Kinds, body: Body, *, fine: bool) -> tuple[Unit, ...]:
+    """The units of the forward pass: one for each layer of a scan, and each stretch between cuts.
+
+    Args:
+      fine: cuts may be between any two matmuls, not only where little crosses.
+    """
     heavy = [i for i, n in enumerate(body.forward) if kinds.kind(n) in ("heavy", "opaque")]
     crossing = _crossing(flat, body)
     gaps = [
         min(range(a + 1, b + 1), key=lambda i: (crossing[i], -i))
         for a, b in itertools.pairwise(heavy)
     ]
-    starts = [0, *_cheap(gaps, crossing)]
+    starts = [0, *(gaps if fine else _cheap(gaps, crossing))]
     work = [kinds.work(n) for n in body.forward]
-    return tuple(
-        Unit(a, b, sum(work[a:b]), crossing[a])
-        for a, b in zip(starts, [*starts[1:], len(work)], strict=True)
-    )
+    stacks = set(stacks_of(flat))
+    found: list[Unit] = []
+    for a, b in itertools.pairwise([*starts, len(work)]):
+        scan = next((i for i in range(a, b) if body.forward[i] in stacks), None)
+        if scan is None:
+            found.append(Unit(a, 0, sum(work[a:b]), crossing[a]))
+        else:
+            found += _layers(flat, body, work, a, b, scan, crossing[a])
+    return tuple(found)
+
+
+def _layers(
+    flat: Flat, body: Body, work: list[float], start: int, stop: int, scan: int, crossing: int
+) -> list[Unit]:
+    """The layers of a scan; the first with what comes before, the last with what comes after."""
+    node = body.forward[scan]
+    consts, carries = scan_counts(node.eqn.params)
+    layers = node.eqn.params["length"]
+    each = work[scan] / layers
+    carried = sum(nbytes(flat.aval(a)) for a in node.ins[consts : consts + carries])
+    found = [Unit(start, 0, each + sum(work[start:scan]), crossing)]
+    found += [Unit(scan, k, each, carried) for k in range(1, layers)]
+    found[-1] = replace(found[-1], work=found[-1].work + sum(work[scan + 1 : stop]))
+    return found
 
 
 def _crossing(flat: Flat, body: Body) -> list[int]:
@@ -62,18 +91,19 @@ def _crossing(flat: Flat, body: Body) -> list[int]:
 
 
 _NEAR = 8
-"""Gaps on each side of which a cut may not be much more expensive than the cheapest."""
-_FACTOR = 1.25
+_FACTOR = 2.2
+"""A cut costs at most so many times what the cheapest among so many gaps on each side costs."""
 
 
 def _cheap(gaps: Sequence[int], crossing: Sequence[int]) -> list[int]:
-    """Gaps that are about as cheap as the cheapest near them."""
+    """Gaps that cost no more than their neighbours, and not much more than any near them."""
     costs = [crossing[g] for g in gaps]
-    return [
-        gap
-        for i, gap in enumerate(gaps)
-        if costs[i] <= _FACTOR * min(costs[max(0, i - _NEAR) : i + _NEAR + 1])
-    ]
+
+    def is_cheap(i: int) -> bool:
+        near = costs[max(0, i - _NEAR) : i + _NEAR + 1]
+        return costs[i] <= min(*costs[max(0, i - 1) : i + 2], _FACTOR * min(near))
+
+    return [gap for i, gap in enumerate(gaps) if is_cheap(i)]
 
 
 def balanced(work: Sequence[float], parts: int) -> tuple[int, ...]:
