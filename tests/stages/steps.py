@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,14 +34,17 @@ def results(staged: Staged, fun: Step, args: tuple[Any, ...]) -> Any:
     )
 
 
+CLOSE = partial(assert_close, factor=10.0)
+
+
 def assert_alike(
     fun: Step, args: tuple[Any, ...], *stages: Sequence[int], microbatches: int,
-    factor: float = 10.0,
+    close: Callable[[Any, Any], None] = CLOSE,
 ) -> list[Staged]:  # fmt: skip
     """Stages of so many units, a program after the other, make what the step makes."""
     expected = jax.jit(fun, compiler_options=FAST_COMPILE)(*args)
     found = cuttable_step(fun, args, microbatches, max(map(len, stages)))
     cut = [found.into(counts) for counts in stages]
     for staged in cut:
-        assert_close(results(staged, fun, args), expected, factor)
+        close(results(staged, fun, args), expected)
     return cut
