@@ -48,3 +48,12 @@ def assert_alike(
     for staged in cut:
         close(results(staged, fun, args), expected)
     return cut
+
+
+def staged(
+    fun: Step, args: tuple[Any, ...], stages: int | Sequence[int], microbatches: int
+) -> Staged:
+    """The step in so many balanced stages, or in stages of so many units."""
+    number = stages if isinstance(stages, int) else len(stages)
+    found = cuttable_step(fun, args, microbatches, number)
+    return found.into(found.balanced(stages) if isinstance(stages, int) else stages)
