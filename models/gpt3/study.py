@@ -1,0 +1,142 @@
+r"""One row of the GPT-3 study: a configuration, a mode and a microbatch size, planned.
+
+With $T$ tokens and $F$ model FLOPs a token in a step of $t$ seconds on $n$ devices of peak $P$ (the
+compute dtype's, of the device's table),
+
+$$\text{FLOP/s a device} = \frac{F\,T}{n\,t}, \qquad \text{MFU} = \frac{F\,T}{n\,t\,P}.$$
+
+$F$ is `GPT3Config.model_flops_per_token`: 6 for each weight of a matrix product and 12 L S h for
+attention; what is recomputed is not counted (Chowdhery et al. 2022, arXiv:2204.02311, appendix B,
+name this model-FLOP utilisation).
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import xshard
+from models.gpt3.config import CONFIGS, GPT3Config
+from models.gpt3.published import PublishedRow, published
+from models.gpt3.step import batch_avals, make_train_step, state_avals
+
+MODES: dict[str, dict[str, Any]] = {"tensor": {}}
+"""Options of `xshard.plan` by mode: tensor, one program over all devices."""
+HOST = 8
+"""Devices of a host; the published figures do not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a row is about; `cluster` is a kind of device, `memory_limit` bytes as text."""
+
+    model: str
+    mode: str
+    microbatch_size: int
+    cluster: str
+    memory_limit: str
+
+    @property
+    def config(self) -> GPT3Config:
+        """Its configuration."""
+        return CONFIGS[self.model]
+
+    def place(self) -> xshard.Cluster:
+        """So many devices of the kind as the published run had."""
+        n = self.config.num_devices
+        return xshard.Cluster.parse(f"{self.cluster}:{-(-n // HOST)}x{min(n, HOST)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A planned case.
+
+    Attributes:
+      planning_s: of the wall, tracing and all meshes included.
+      step_s, peak_bytes: predicted; None where nothing fits.
+      gap: at most this share could be saved by another plan.
+      flops_per_s, mfu: of a device; see the module's docstring.
+      compiled_bytes: peak by XLA's compiler for these devices, if it was asked.
+      error: why there is no plan.
+    """
+
+    case: Case
+    planning_s: float
+    mesh: str = ""
+    step_s: float | None = None
+    peak_bytes: int | None = None
+    gap: float | None = None
+    flops_per_s: float | None = None
+    mfu: float | None = None
+    compiled_bytes: int | None = None
+    error: str | None = None
+
+    @property
+    def published(self) -> PublishedRow | None:
+        """The published row of the same case, if there is one."""
+        key = self.case.model, self.case.mode, self.case.microbatch_size
+        return next((row for row in published() if row.key == key), None)
+
+
+def plan_row(case: Case, time_limit: float, *, verify: bool = False) -> Row:
+    """Plans a case; with `verify` XLA compiles it too, which takes minutes."""
+    config = case.config
+    began = time.perf_counter()
+    try:
+        plan = xshard.plan(
+            make_train_step(config).train, state_avals(config), batch_avals(config),
+            cluster=case.place(), memory_limit=case.memory_limit, time_limit=time_limit,
+            microbatches=config.batch // case.microbatch_size, **MODES[case.mode],
+        )  # fmt: skip
+    except xshard.InfeasibleError as error:
+        reason = str(error).partition("\n")[0]
+        return Row(case, time.perf_counter() - began, error=reason)
+    row = _row(case, plan, time.perf_counter() - began)
+    return replace(row, compiled_bytes=xshard.verify(plan).compiled.total) if verify else row
+
+
+def _row(case: Case, plan: xshard.Plan, planning_s: float) -> Row:
+    config, step_s = case.config, plan.predicted_time_s
+    speed = config.model_flops_per_token * config.tokens_per_step / step_s / config.num_devices
+    peak = case.place().device.peak_flops[config.dtype]
+    return Row(
+        case, planning_s, "×".join(map(str, plan.mesh.sizes)), step_s, plan.peak_bytes, plan.gap,
+        speed, speed / peak,
+    )  # fmt: skip
+
+
+def best(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
+    """The fastest row of each model and mode."""
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = row.case.model, row.case.mode
+        if _time(row) < (_time(found[key]) if key in found else math.inf):
+            found[key] = row
+    return found
+
+
+def _time(row: Row) -> float:
+    return math.inf if row.step_s is None else row.step_s
+
+
+def read(path: Path) -> dict[Case, Row]:
+    """The rows that `append` wrote; a last line that was cut off is left out."""
+    found: dict[Case, Row] = {}
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        case = Case(**record.pop("case"))
+        found[case] = Row(case, **record)
+    return found
+
+
+def append(path: Path, row: Row) -> None:
+    """Adds a row to a file of JSON lines."""
+    text = path.read_text("utf-8") if path.exists() else ""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * bool(text and not text.endswith("\n")) + json.dumps(asdict(row)) + "\n")

@@ -1,0 +1,105 @@
+"""The GPT-3 study: every configuration and microbatch size planned, beside the published figures.
+
+    python -m models.gpt3.tables [--configs 350M,39B] [--microbatch-sizes 1,2,4,8,16,32]
+        [--memory-limit 30GB] [--cluster v100-sxm2-32gb] [--json rows.jsonl --resume]
+        [--format markdown|csv|html] [--output FILE] [--verify]
+
+No GPU is needed. A configuration is planned for the number of devices of its published run, eight
+a host, and for the best mesh of one and two axes. With `--json` each row is appended to a file as
+soon as it is there, and with `--resume` those that stand there are not planned again. With
+`--verify` XLA compiles every plan for its devices (the extra `aot-cuda`), minutes each. The
+formulas of TFLOP/s and MFU are in `models/gpt3/study.py`.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.gpt3.config import CONFIGS
+
+if TYPE_CHECKING:
+    from models.gpt3.study import Case
+
+SIZES = "1,2,4,8,16,32"
+MODES = ("tensor",)
+FORMATS = ("markdown", "csv", "html")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the study; returns an exit code."""
+    options = _parser().parse_args(argv)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from models.gpt3.study import append, plan_row, read
+    from models.gpt3.study_text import FORMATS as texts
+
+    known = read(options.json) if options.json and options.resume else {}
+    rows = []
+    for case in _cases(options):
+        row = known.get(case)
+        if row is None:
+            row = plan_row(case, options.time_limit, verify=options.verify)
+            if options.json:
+                append(options.json, row)
+            took = row.error or f"{row.step_s:.2f} s a step"
+            print(f"{case.model} {case.mode} {case.microbatch_size}: {took}", file=sys.stderr)
+        rows.append(row)
+    text = texts[options.format](rows)
+    if options.output:
+        options.output.write_text(text, "utf-8")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def _cases(options: argparse.Namespace) -> "Iterator[Case]":
+    from models.gpt3.study import Case
+
+    for model, mode, size in itertools.product(options.configs, options.modes, options.sizes):
+        if CONFIGS[model].batch % size == 0:
+            yield Case(model, mode, size, options.cluster, options.memory_limit)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m models.gpt3.tables", description=(__doc__ or "").partition("\n")[0]
+    )
+    add = parser.add_argument
+    published = [name for name in CONFIGS if name != "tiny"]
+    add("--configs", type=_some(tuple(CONFIGS)), default=published, help="names, with commas")
+    add("--modes", type=_some(MODES), default=list(MODES), help="tensor")
+    add("--microbatch-sizes", type=_sizes, default=_sizes(SIZES), dest="sizes",
+        help=f"sequences in a microbatch; default: {SIZES}")  # fmt: skip
+    add("--memory-limit", default="30GB", help="of a device; default: 30GB")
+    add("--cluster", default="v100-sxm2-32gb", help="kind of device; default: v100-sxm2-32gb")
+    add("--time-limit", type=float, default=20.0, help="of one solve, in seconds")
+    add("--json", type=Path, metavar="ROWS.jsonl", help="append each row there")
+    add("--resume", action="store_true", help="do not plan again what stands in --json")
+    add("--format", choices=FORMATS, default="markdown", help="default: markdown")
+    add("--output", type=Path, help="default: standard output")
+    add("--verify", action="store_true", help="compile each plan for its devices")
+    return parser
+
+
+def _some(names: Sequence[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        unknown = [name for name in text.split(",") if name not in names]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(names)}")
+        return text.split(",")
+
+    return parse
+
+
+def _sizes(text: str) -> list[int]:
+    if not all(part.isdecimal() and int(part) for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, such as 1,2,4")
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,79 @@
+"""The study's command: rows beside the published ones, three formats, and going on after a stop."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from models.gpt3 import study, tables
+from models.gpt3.study import Case, Row
+from models.gpt3.study_text import COLUMNS
+
+TINY = "--configs tiny --cluster h100-80gb --memory-limit 1TB"
+ERROR = "no plan fits 1 MB per device; the smallest limit that works is 9 bytes"
+
+
+def run(text: str, tmp_path: Path) -> str:
+    out = tmp_path / "out"
+    assert tables.main([*text.split(), "--output", str(out)]) == 0
+    return out.read_text("utf-8")
+
+
+def stand_in(case: Case, *_: object, **__: object) -> Row:
+    """Plans nothing: batches of 8 fit, others do not."""
+    fits = case.microbatch_size == 8
+    return Row(case, 1.0, "8", 50.0, 10**9, 0.0) if fits else Row(case, 1.0, error=ERROR)
+
+
+def test_a_case_is_planned(tmp_path: Path):
+    [row] = csv.DictReader(run(f"{TINY} --microbatch-sizes 12 --format csv", tmp_path).splitlines())
+    assert row["model"] == "tiny" and row["sequences"] == "12"
+    assert float(row["step s"]) >= 0 and float(row["TFLOP/s"]) > 0 and row["gap"] == "0.0%"
+
+
+def test_rows_are_planned_once_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(study, "plan_row", stand_in)
+    rows = tmp_path / "rows.jsonl"
+    line = f"{TINY} --microbatch-sizes 8,24 --json {rows} --resume"
+    first = run(line, tmp_path)
+    assert "| tiny | tensor | 24 | does not fit |" in first
+    with rows.open("a") as file:
+        file.write('{"case": {"mod')  # a write that was cut off
+    assert run(f"{line} --configs 350M", tmp_path) != first
+    monkeypatch.setattr(study, "plan_row", None)
+    assert run(line, tmp_path) == first
+
+
+def test_figures_follow_the_formulas():
+    case = Case("1.3B", "tensor", 8, "v100-sxm2-32gb", "30GB")
+    config = case.config
+    assert case.place().num_devices == 4
+    flops = config.model_flops_per_token * 1024 * 1024
+    assert flops / 50 / 4 / 1e12 == pytest.approx(44.46, abs=0.01)  # TFLOP/s of a step of 50 s
+    row = Row(case, 1.0, "2×2", 50.0)
+    old = row.published
+    assert old is not None and (old.measured_s, old.measured_gb) == (50.38, 19.65)
+    assert len(study.best([row, Row(case, 1.0, step_s=40.0)])) == 1
+
+
+def test_each_format_has_every_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(study, "plan_row", stand_in)
+    for form in ("markdown", "html"):
+        text = run(f"{TINY} --microbatch-sizes 24 --format {form}", tmp_path)
+        assert [name for name in COLUMNS if name not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("--configs 3B", "'3B' is none of tiny, 350M"),
+        ("--modes magic", "'magic' is none of tensor"),
+        ("--microbatch-sizes 1,x", "'1,x' is no list of numbers"),
+    ],
+)
+def test_bad_options(line: str, reason: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        tables.main(line.split())
+    assert reason in capsys.readouterr().err
