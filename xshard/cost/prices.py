@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache
 
@@ -65,6 +66,7 @@ class ClusterPrices:
         self.collectives = collectives or CollectiveModel(cluster, mesh)
         self.resharder = Resharder(self.collectives)
         self._tables: dict[tuple[tuple[int, ...], float], tuple[Ints, Ints]] = {}
+        self._reduced: dict[tuple[object, ...], Ints] = {}
         self._specs = cache(lambda shape: specs_of(shape, mesh))
         self._readers = Counter(v for op in graph.ops for v in set(op.inputs) if v is not None)
 
@@ -78,6 +80,12 @@ class ClusterPrices:
         ins = [None if v is None else graph.values[v] for v in op.inputs]
         copies_ns = self._copies_ns(rule, ins, strategy) if work.dims else 0
         return copies_ns + work_ns(self.cluster.device, work)
+
+    def alike(self, op: Op) -> Hashable:
+        """Equal for ops that cost the same if their signatures are equal: what has a buffer."""
+        stored = tuple(v is not None and self.storage.stored[v] for v in (*op.inputs, *op.outputs))
+        read = self._readers.get(op.outputs[0], 1) if op.prim == "transpose" else 0
+        return stored, tuple(v is not None and self.storage.is_stored(v) for v in op.inputs), read
 
     def op_price(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> Price:
         """The same, and where it is from."""
@@ -202,6 +210,19 @@ class ClusterPrices:
           combined: nothing waits for the result before the backward pass ends, so XLA's combiner
             joins it with others of its kind: only its bytes count, and a share of the latency.
         """
+        key = shape, itemsize, raw, partial, combined
+        if key not in self._reduced:
+            self._reduced[key] = self._reduce_ns(*key)
+        return self._reduced[key]
+
+    def _reduce_ns(
+        self,
+        shape: tuple[int, ...],
+        itemsize: float,
+        raw: Spec,
+        partial: tuple[int, ...],
+        combined: bool,
+    ) -> Ints:
         specs = self._specs(shape)
         if not partial:
             return self.reshard_ns(shape, itemsize)[specs.index(raw)]

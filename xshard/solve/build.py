@@ -21,7 +21,7 @@ import numpy as np
 
 from xshard.cost.fusion import Storage
 from xshard.errors import PinError
-from xshard.ir.fold import Classes
+from xshard.ir.fold import Classes, signature
 from xshard.ir.graph import Graph, Op, Value
 from xshard.rules.rule import Rule
 from xshard.solve.draft import Draft, Ints, Pin, Prices, Returned, Use
@@ -110,14 +110,10 @@ def _add_inputs(d: Draft, pins: Mapping[int, Pin]) -> None:
 
 def _add_op(d: Draft, c: int, leader: int, pins: Mapping[int, Pin]) -> None:
     """A node of its own, or a share in the node of the chain that the op follows."""
-    op, rule = d.op(c), d.rules[c]
-    strategies = _op_strategies(d, op, rule)
-    if d.chained[c]:
-        specs = d.specs(d.graph.values[op.outputs[0]].shape)
-        by_result = {s.results[0]: s for s in strategies}
-        strategies = tuple(by_result[spec] for spec in specs)
+    op = d.op(c)
+    strategies, costs_of_one = _choices(d, c, op)
     count = len(d.classes.members[c]) * op.repeat
-    costs = np.array([count * d.prices.op_ns(d.graph, op, rule, s) for s in strategies])
+    costs = count * costs_of_one
     for k, v in enumerate(op.outputs):
         if v in pins and not any(s.partial for s in strategies):
             costs += _barred(d, v, pins[v], [s.results[k] for s in strategies])
@@ -130,6 +126,25 @@ def _add_op(d: Draft, c: int, leader: int, pins: Mapping[int, Pin]) -> None:
     d.op_node.append(node)
     for k in range(len(op.outputs)):
         _add_result(d, c, k, count, pins)
+
+
+def _choices(d: Draft, c: int, op: Op) -> tuple[tuple[Strategy, ...], Ints]:
+    """The strategies of a class of ops, and what one run takes under each.
+
+    Ops with equal signatures share them, however many classes they are in: a program without
+    repeated layers has many equal ops all the same.
+    """
+    key = signature(d.graph, op), d.chained[c], d.prices.alike(op)
+    if key not in d.choices:
+        rule = d.rules[c]
+        strategies = _op_strategies(d, op, rule)
+        if d.chained[c]:
+            by_result = {s.results[0]: s for s in strategies}
+            specs = d.specs(d.graph.values[op.outputs[0]].shape)
+            strategies = tuple(by_result[spec] for spec in specs)
+        costs = [d.prices.op_ns(d.graph, op, rule, s) for s in strategies]
+        d.choices[key] = strategies, np.array(costs, dtype=np.int64)
+    return d.choices[key]
 
 
 def _add_result(d: Draft, c: int, k: int, count: int, pins: Mapping[int, Pin]) -> None:
@@ -145,7 +160,7 @@ def _add_result(d: Draft, c: int, k: int, count: int, pins: Mapping[int, Pin]) -
         _set_usage(d, node, _local_elements(out, specs, d.mesh))
     elif d.is_stored(vc):
         _set_usage(d, node, d.nodes[node].usage + local_bytes(out, specs, d.mesh))
-    d.stored[vc] = node, np.array([d.spec_index(out.shape, s) for s in specs], dtype=np.int64)
+    d.stored[vc] = node, d.result_index(strategies, k, out.shape)
 
 
 def _set_usage(d: Draft, node: int, usage: Ints) -> None:
@@ -217,7 +232,7 @@ def _add_uses(d: Draft) -> None:
 def _add_use(d: Draft, use: Use, node: int, index: Ints) -> None:
     value = d.value(use.value)
     strategies = d.strategies[use.op]
-    read = np.array([d.spec_index(value.shape, s.operands[use.k]) for s in strategies])
+    read = d.operand_index(strategies, use.k, value.shape)
     costs = use.count * d.prices.reshard_ns(value.shape, value.itemsize)[np.ix_(index, read)]
     reader = d.op_node[use.op]
     if node == reader:

@@ -30,6 +30,7 @@ MARGIN = 1e-7
 """Relative safety of float bounds against integer objectives."""
 MOST_SWEEPS = 150
 BETWEEN_LOOKS = 10
+MANY_PLACES = 20_000
 STILL = 1e-5
 """Relative rise of the bound between two looks at which the sweeps end."""
 
@@ -53,6 +54,21 @@ class Place:
     others: Index
     starts: Index
     edges: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A node's own costs, and for each neighbour a row for each of its choices; last, the least."""
+
+    own: Floats
+    parts: list[tuple[int, Floats]]
+
+    def score(self, choices: Sequence[int]) -> Floats:
+        """The cost of each choice; a neighbour whose choice is -1 is at its least."""
+        score = self.own
+        for other, rows in self.parts:
+            score = score + rows[choices[other]]
+        return score
 
 
 @dataclass(slots=True)
@@ -98,6 +114,13 @@ class Diffusion:
         self, costs: Sequence[Ints], tables: Sequence[Ints]
     ) -> tuple[int, tuple[int, ...]]:
         """A lower bound of the least total, and choices that come near it."""
+        bound, views = self._settle(costs, tables), [self._view(p) for p in self.places]
+        found = [self._decode(views, order) for order in self._orders()]
+        choices = min(found, key=lambda c: self._total(c, tables))
+        return _safely_below(min(bound, self._total(choices, tables))), tuple(choices)
+
+    def _settle(self, costs: Sequence[Ints], tables: Sequence[Ints]) -> float:
+        """The bound after sweeps until it hardly rises."""
         self.load(costs, tables)
         order, bound = range(len(self.places)), -np.inf
         for sweep in range(1, MOST_SWEEPS + 1):
@@ -105,9 +128,8 @@ class Diffusion:
             if sweep % BETWEEN_LOOKS == 0:
                 last, bound = bound, self._bound()
                 if bound - last <= STILL * abs(bound):
-                    break
-        choices = min(map(self._decode, self._orders()), key=lambda c: self._total(c, tables))
-        return _safely_below(min(self._bound(), self._total(choices, tables))), tuple(choices)
+                    return bound
+        return self._bound()
 
     def raised(
         self,
@@ -128,13 +150,13 @@ class Diffusion:
     def _orders(self) -> list[Sequence[int]]:
         """Forward, backward, and a few that are mixed, the same every time."""
         size = len(self.places)
-        mixed = [np.random.default_rng(seed).permutation(size).tolist() for seed in range(4)]
+        few = range(4 if size < MANY_PLACES else 1)
+        mixed = [np.random.default_rng(seed).permutation(size).tolist() for seed in few]
         return [range(size), range(size)[::-1], *mixed]
 
     def bounds(self, costs: Sequence[Ints], tables: Sequence[Ints]) -> list[Ints]:
         """For every node and choice, a lower bound of all totals that contain it."""
-        self.minimise(costs, tables)
-        bound = self._bound()
+        bound = self._settle(costs, tables)
         return [np.array([_safely_below(bound + x) for x in self._extra(p)]) for p in self.places]
 
     def _sweep(self, order: Sequence[int]) -> None:
@@ -172,31 +194,33 @@ class Diffusion:
                 total += float(each[:, first].min(axis=0).sum())
         return total
 
-    def _decode(self, order: Sequence[int]) -> list[int]:
+    def _decode(self, views: Sequence[View], order: Sequence[int]) -> list[int]:
         """Each node's best given the ones before it, the rest at their minima; then improved."""
         choices = [-1] * len(self.places)
         for i in order:
-            choices[i] = int(self._score(i, choices).argmin())
+            choices[i] = int(views[i].score(choices).argmin())
         for _ in range(4):
+            changed = False
             for i in order:
-                score = self._score(i, choices)
+                score = views[i].score(choices)
                 if score[choices[i]] > score.min():
-                    choices[i] = int(score.argmin())
+                    choices[i], changed = int(score.argmin()), True
+            if not changed:
+                break
         return choices
 
-    def _score(self, i: int, choices: Sequence[int]) -> Floats:
-        place = self.places[i]
-        score = self._own(place)
+    def _view(self, place: Place) -> View:
+        """What a node's choice costs, by the choices of its neighbours."""
         if not place.edges:
-            return score
+            return View(self._own(place), [])
         seen = place.tables + self.messages[place.others]
         ends = np.append(place.starts[1:], seen.shape[1])
         mine = self.messages[place.mine]
+        parts: list[tuple[int, Floats]] = []
         for n, (k, side) in enumerate(place.edges):
-            other = choices[self.ends[k][1 - side]]
-            part = seen[:, place.starts[n] : ends[n]]
-            score = score + mine[n] + (part.min(axis=1) if other < 0 else part[:, other])
-        return score
+            part = seen[:, place.starts[n] : ends[n]].T + mine[n]
+            parts.append((self.ends[k][1 - side], np.vstack([part, part.min(axis=0)])))
+        return View(self._own(place), parts)
 
     def _total(self, choices: Sequence[int], tables: Sequence[Ints]) -> float:
         nodes = sum(float(p.theta[c]) for p, c in zip(self.places, choices, strict=True))

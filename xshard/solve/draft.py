@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +32,10 @@ class Prices(Protocol):
     """Times in nanoseconds; see `xshard.cost.prices`."""
 
     def op_ns(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> int: ...
+
+    def alike(self, op: Op) -> Hashable:
+        """Equal for ops that cost the same if their signatures are equal."""
+        ...
 
     def reshard_ns(self, shape: tuple[int, ...], itemsize: float) -> Ints:
         """Square matrix over `specs_of(shape)`."""
@@ -76,6 +80,7 @@ class Draft:
       pins: value id -> what the user fixed of it.
       results: position among the results -> what the user fixed of it as it is returned.
       tied: result value -> the argument value whose place it takes, in that argument's spec.
+      choices: what ops of one signature may choose from, with the time of one run.
       ties: (class of a result, class of the argument whose place it takes) -> how many.
     """
 
@@ -102,6 +107,10 @@ class Draft:
     copy_edges: dict[int, tuple[int, str]] = field(default_factory=dict[int, tuple[int, str]])
     use_edges: dict[int, Use] = field(default_factory=dict[int, Use])
     sum_edges: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+    choices: dict[Hashable, tuple[tuple[Strategy, ...], Ints]] = field(
+        default_factory=dict[Hashable, tuple[tuple[Strategy, ...], Ints]]
+    )
+    _indices: dict[Hashable, Ints] = field(default_factory=dict[Hashable, Ints])
     _spec_index: dict[tuple[int, ...], Indexed] = field(
         default_factory=dict[tuple[int, ...], Indexed]
     )
@@ -113,6 +122,28 @@ class Draft:
     def spec_index(self, shape: tuple[int, ...], spec: Spec) -> int:
         """Position of `spec` among `specs(shape)`."""
         return self._specs(shape)[1][spec]
+
+    def result_index(
+        self, strategies: tuple[Strategy, ...], k: int, shape: tuple[int, ...]
+    ) -> Ints:
+        """For each strategy, the position of its `k`-th result's spec."""
+        key = True, id(strategies), k  # `choices` keeps the tuples, so ids stay
+        if key not in self._indices:
+            self._indices[key] = self._index(shape, [s.results[k] for s in strategies])
+        return self._indices[key]
+
+    def operand_index(
+        self, strategies: tuple[Strategy, ...], k: int, shape: tuple[int, ...]
+    ) -> Ints:
+        """For each strategy, the position of its `k`-th operand's spec."""
+        key = False, id(strategies), k
+        if key not in self._indices:
+            self._indices[key] = self._index(shape, [s.operands[k] for s in strategies])
+        return self._indices[key]
+
+    def _index(self, shape: tuple[int, ...], specs: Sequence[Spec]) -> Ints:
+        position = self._specs(shape)[1]
+        return np.array([position[s] for s in specs], dtype=np.int64)
 
     def _specs(self, shape: tuple[int, ...]) -> tuple[tuple[Spec, ...], dict[Spec, int]]:
         if shape not in self._spec_index:
