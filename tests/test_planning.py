@@ -101,7 +101,7 @@ def test_exactly_the_smallest_limit_works() -> None:
 
 def test_less_memory_takes_no_less_time() -> None:
     free = plan(mesh=(4,))
-    limits = [int(free.peak_bytes * share) for share in (1.0, 0.9, 0.8)]
+    limits = [int(free.peak_bytes * share) for share in (1.0, 0.92, 0.85)]
     plans = [plan(mesh=(4,), memory_limit=limit) for limit in limits]
     assert plans[0].objective_ns == free.objective_ns
     for limit, tighter, looser in zip(limits, plans, [free, *plans], strict=False):

@@ -50,6 +50,13 @@ def test_within_a_host(kind, nbytes, seconds):
     assert model(1, 8, (8,)).time_ns(kind, nbytes, (0,)) == pytest.approx(seconds * 1e9, abs=1)
 
 
+def test_fewer_devices_may_have_fewer_links_among_them():
+    link = Link("mesh of cubes", 120e9, 0.0, {"2": 1 / 3, "4": 2 / 3})
+    assert [link.among(n) for n in (2, 3, 4, 8)] == pytest.approx([40e9, 80e9, 80e9, 120e9])
+    found = CollectiveModel(Cluster(DEVICE, 1, 8, link, FAR), MeshShape(("a", "b"), (4, 2)))
+    assert found.time_ns("all-gather", 8 * MB, (1,)) == pytest.approx(1 / 2 * 8e6 / 40e9 * 1e9)
+
+
 @pytest.mark.parametrize(
     ("kind", "axes", "seconds"),
     [

@@ -31,7 +31,7 @@ _ABOVE_0 = {"memory_bytes", "memory_bandwidth_bytes_per_s", "bandwidth_bytes_per
 _PARTS = {"memory_efficiency", "max_efficiency"}
 _TEXTS = {"name"}
 _FLAGS = {"fused_reduce_scatter", "copies_operands", "generic", "per_core", "measured"}
-_MAPS = {"peak_flops", "kind_efficiency", "dtype_efficiency", "seconds_per_element"}
+_MAPS = {"peak_flops", "kind_efficiency", "dtype_efficiency", "seconds_per_element", "groups"}
 _COLLECTIVES = ("ring", "shared-memory")
 _COST_KINDS = ("all-gather", "all-reduce", "all-to-all", "permute")
 _COST_FIGURES = ("latency_per_member_s", "s_per_byte_cached", "s_per_byte", "cached_bytes")
@@ -57,7 +57,10 @@ def read_cluster(text: str, name: str) -> dict[str, Any]:
         given = data.get(link) or {}
         if not isinstance(given, Mapping):
             raise _error(name, link, "an object", data, link)
-        table[link] = {**plain(table.get(link) or {}), **plain(given)}
+        usual = plain(table.get(link) or {})
+        if "bandwidth_bytes_per_s" in given:
+            usual.pop("groups", None)  # of other links
+        table[link] = {**usual, **plain(given)}
         _check(table[link], Link, link, name)
     return {"device": table, "hosts": data["hosts"], "devices_per_host": data["devices_per_host"]}
 

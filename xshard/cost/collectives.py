@@ -164,7 +164,7 @@ class CollectiveModel:
         `streams`: how many of a group's devices on a host send to other hosts at once.
         """
         intra, inter = self.cluster.intra_host, self.cluster.inter_host
-        rates = [intra.bandwidth_bytes_per_s] if group.per_host > 1 else []
+        rates = [intra.among(group.per_host)] if group.per_host > 1 else []
         if group.hosts > 1:
             rates.append(inter.bandwidth_bytes_per_s / (group.sharing * streams))
         return (inter if group.hosts > 1 else intra).latency_s, 1 / min(rates)
@@ -173,7 +173,7 @@ class CollectiveModel:
         """The all-to-all of the module's docstring."""
         intra, inter = self.cluster.intra_host, self.cluster.inter_host
         p, m = group.size, group.per_host
-        within = (m - 1) / p / intra.bandwidth_bytes_per_s
+        within = (m - 1) / p / intra.among(m)
         between = (p - m) / p * group.sharing * m / inter.bandwidth_bytes_per_s
         return (inter if group.hosts > 1 else intra).latency_s, max(within, between)
 
@@ -181,7 +181,7 @@ class CollectiveModel:
         """Rings within the hosts, then between them on an m-th of the bytes."""
         intra, inter = self.cluster.intra_host, self.cluster.inter_host
         m = group.per_host
-        near = _ring(m, intra.latency_s, 1 / intra.bandwidth_bytes_per_s, passes)
+        near = _ring(m, intra.latency_s, 1 / intra.among(m), passes)
         share = inter.bandwidth_bytes_per_s / (group.sharing * m)
         far = _ring(group.hosts, inter.latency_s, 1 / share, passes)
         return near[0] + far[0], near[1] + far[1] / m

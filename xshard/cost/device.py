@@ -25,11 +25,21 @@ class Link:
       bandwidth_bytes_per_s: within a host: per device and direction; between hosts: per host and
         direction, shared by the host's devices that communicate at once.
       latency_s: of one message from a device to another, the software's part included.
+      groups: the part of the bandwidth that fewer devices of a host reach among themselves, by
+        their number, where not every link leads to every device. A number that is not listed
+        reaches what the next larger one does.
     """
 
     name: str
     bandwidth_bytes_per_s: float
     latency_s: float
+    groups: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def among(self, devices: int) -> float:
+        """Bytes per second that each of so many devices sends to the others."""
+        larger = [int(n) for n in self.groups if int(n) >= devices]
+        part = self.groups[str(min(larger))] if larger else 1.0
+        return self.bandwidth_bytes_per_s * part
 
 
 @dataclass(frozen=True, slots=True)
