@@ -15,7 +15,8 @@ from xshard.cost.store import CostDb, known
 from xshard.errors import PlanError, TraceError
 from xshard.ir.trace import trace
 from xshard.making import Maker, PlannedStep, candidates_of, for_mesh, steps
-from xshard.microbatching import read_number
+from xshard.microbatching import read_number, read_remat
+from xshard.outer import Outer
 from xshard.place import Place, read_bytes, shapes_over
 from xshard.plan.plan import Plan
 from xshard.plan_cache import PlanCacheOption
@@ -40,6 +41,7 @@ def auto_shard(
     time_limit: float = 60.0,
     microbatches: int | str = 1,
     batch_axes: Any = None,
+    remat: str = "none",
     plan: Plan | None = None,
     cost_db: CostDb = None,
     profile: bool | None = None,
@@ -61,6 +63,8 @@ def auto_shard(
         batch (docs/microbatches.md); "auto": as many as make it fastest under the memory limit.
       batch_axes: the batch's dimension in each argument, as `in_axes` of `jax.vmap`; by default
         the leading dimension that the arguments beside the state share.
+      remat: which layers keep only their input for the backward pass and are computed again there
+        (docs/remat.md): "none", "all", or "auto", as many as make it fastest under the limit.
       plan: a plan made before (`Plan.load`), used instead of planning.
       cost_db: the database of measured costs: a path; None: the user's own; False: none.
       profile: whether what the database lacks is measured first, for at most half a minute. None:
@@ -80,9 +84,10 @@ def auto_shard(
     limit = place.memory_bytes if memory_limit is None else read_bytes(memory_limit)
     asked = Asked(place.cluster, place.shapes, in_specs, out_specs, limit, time_limit)
     arguments = Arguments(fun, static_argnums, donate_argnums)
-    given = _checked(plan, microbatches)
+    given = _checked(plan, microbatches, remat)
     costs = Costs(cost_db, False if given else profile)
-    make = Maker(fun, place, asked, given, costs, read_number(microbatches), batch_axes, plan_cache)
+    options = read_number(microbatches), batch_axes, read_remat(remat), plan_cache
+    make = Maker(fun, place, asked, given, costs, *options)
     return ShardedStep(fun, arguments, make)
 
 
@@ -100,6 +105,7 @@ def plan(
     cost_db: CostDb = None,
     microbatches: int | str = 1,
     batch_axes: Any = None,
+    remat: str = "none",
     plan_cache: PlanCacheOption = None,
 ) -> Plan:
     """The plan of `fun(*avals)` for devices that need not be here.
@@ -121,9 +127,10 @@ def plan(
     traced = trace(fun, avals, call.static)
     seconds = time.perf_counter() - began
     asked = Asked(cluster, shapes_over(mesh, cluster), in_specs, out_specs, limit, time_limit)
-    candidates = candidates_of(traced, call, asked, read_number(microbatches), batch_axes)
+    options = read_number(microbatches), batch_axes, read_remat(remat)
+    candidates = candidates_of(traced, call, asked, *options)
     candidates.know(known(cost_db, cluster))
-    best = plan_cache_best(candidates, limit, plan_cache)
+    best = plan_cache_best(Outer(candidates), limit, plan_cache)
     step = PlannedStep(fun, call, for_mesh(candidates.for_plan(best), best))
     return replace(best, seconds={"trace": seconds, **best.seconds}, _step=step)
 
@@ -138,12 +145,17 @@ def profile_steps(
     return steps(prepare_all(asked.requests(traced, call)))
 
 
-def _checked(plan: Plan | None, microbatches: int | str) -> Plan | None:
+def _checked(plan: Plan | None, microbatches: int | str, remat: str) -> Plan | None:
     if plan is not None and not isinstance(plan, Plan):
         raise PlanError(f"plan must be a Plan, such as Plan.load(path) gives, not {plan!r}")
     if plan is not None and microbatches not in (1, "auto", plan.microbatches):
         raise PlanError(
             f"the plan is for microbatches={plan.microbatches}, not {microbatches!r}; "
             "leave the option out, or plan again"
+        )
+    if plan is not None and remat == "all" and not plan.remat:
+        raise PlanError(
+            'the plan recomputes no layers, and remat="all" asks for it; leave the option out, or '
+            "plan again"
         )
     return plan

@@ -92,6 +92,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         type=_number,
         help='parts of the batch, or "auto"; default: 1',
     )
+    add("--remat", choices=("auto", "none", "all"), help="layers to recompute; default: none")
     add("--cost-db", metavar="FILE", help="measured costs (default: the user's own)")
     add("--output", metavar="PLAN.json", help="save the plan")
     plan.set_defaults(run=_plan)
@@ -149,7 +150,7 @@ def _add_solve(solve: argparse.ArgumentParser) -> None:
 
 def _plan(args: argparse.Namespace) -> int:
     _without_devices()
-    names = ("mesh", "memory_limit", "time_limit", "microbatches", "cost_db")
+    names = ("mesh", "memory_limit", "time_limit", "microbatches", "remat", "cost_db")
     options = {name: getattr(args, name) for name in names}
     given = {name: value for name, value in options.items() if value is not None}
     with _progress(f"planning {args.function} for {args.cluster}"):

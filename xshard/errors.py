@@ -23,6 +23,10 @@ class MicrobatchError(XshardError):
     """The step cannot be split into so many microbatches: it is no sum over the batch, say."""
 
 
+class RematError(XshardError):
+    """The option of what to recompute is none, or a plan recomputes layers that are not there."""
+
+
 class PipelineError(XshardError):
     """The step cannot be cut into so many pipeline stages, or at those boundaries."""
 

@@ -16,6 +16,7 @@ from xshard.cost.measured import Measured
 from xshard.cost.store import known
 from xshard.ir.trace import Traced, trace
 from xshard.microbatching import Candidates, Number
+from xshard.outer import Outer
 from xshard.place import Place
 from xshard.plan.plan import Plan
 from xshard.plan.refuse import check_fits
@@ -46,6 +47,7 @@ class Maker:
     costs: Costs
     microbatches: Number = 1
     batch_axes: Any = None
+    remat: str = "none"
     plan_cache: PlanCacheOption = None
     plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
 
@@ -59,7 +61,7 @@ class Maker:
         first = candidates.for_plan(self.given) if self.given else candidates.first()
         candidates.know(_shared(lambda: self.costs.of(steps(first), list(self.place.devices.flat))))
         same = tuple(p.fingerprint for p in first)  # weak types make no other plan
-        under = partial(self._under, call, candidates, self.plans.get(same))
+        under = partial(self._under, call, Outer(candidates), self.plans.get(same))
         limit = self.asked.memory_limit
         if limit is None or self.given is not None or same in self.plans:
             made = under(limit)
@@ -70,14 +72,13 @@ class Maker:
 
     def _candidates(self, call: Call) -> Candidates:
         traced = trace(call.on_row(self.fun), call.row, call.static, call.labels)
-        return candidates_of(traced, call, self.asked, self.microbatches, self.batch_axes)
+        options = self.microbatches, self.batch_axes, self.remat
+        return candidates_of(traced, call, self.asked, *options)
 
-    def _under(
-        self, call: Call, candidates: Candidates, before: Plan | None, bound: int | None
-    ) -> Runnable:
+    def _under(self, call: Call, outer: Outer, before: Plan | None, bound: int | None) -> Runnable:
         """The step of the plan that was given or made before, or else of the best one in bound."""
-        plan = self.given or agree(lambda: before or best(candidates, bound, self.plan_cache))
-        prepared = for_mesh(candidates.for_plan(plan), plan)
+        plan = self.given or agree(lambda: before or best(outer, bound, self.plan_cache))
+        prepared = for_mesh(outer.candidates.for_plan(plan), plan)
         limit = self.asked.memory_limit
         if self.given is not None:
             _check(plan, prepared)
@@ -86,18 +87,19 @@ class Maker:
             plan = plan if plan.memory_limit == limit else replace(plan, memory_limit=limit)
         return built(
             self.fun, plan, prepared, call, self.place.mesh_of(plan),
-            compiler_options=self.place.compiler_options(limit),
+            compiler_options=self.place.compiler_options(limit, recomputes=bool(plan.remat)),
         )  # fmt: skip
 
 
 def candidates_of(
-    traced: Traced, call: Call, asked: Asked, microbatches: Number, batch_axes: Any = None
-) -> Candidates:
+    traced: Traced, call: Call, asked: Asked, microbatches: Number, batch_axes: Any = None,
+    remat: str = "none",
+) -> Candidates:  # fmt: skip
     """The plans to choose from for a traced call."""
     return Candidates(
         traced,
         lambda t: asked.requests(t, call),
-        microbatches, batch_axes, donated_values(traced, call), asked.time_limit_s,
+        microbatches, batch_axes, donated_values(traced, call), asked.time_limit_s, remat,
     )  # fmt: skip
 
 

@@ -75,11 +75,20 @@ class Place:
         devices = self.devices.reshape(plan.mesh.sizes)
         return Mesh(devices, plan.mesh.names, axis_types=axis_types)
 
-    def compiler_options(self, limit: int | None) -> dict[str, Any] | None:
-        """Under a limit, XLA orders ops for memory; elsewhere than on CPU it does so anyway."""
-        if limit is None or not self._on_cpu:
-            return None
-        return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    def compiler_options(
+        self, limit: int | None, *, recomputes: bool = False
+    ) -> dict[str, Any] | None:
+        """On CPU, what XLA does elsewhere anyway.
+
+        Under a limit it is to order ops for memory. Where layers are recomputed it must not remove
+        the barriers before it merges equal ops (older versions do).
+        """
+        options: dict[str, Any] = {}
+        if self._on_cpu and limit is not None:
+            options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+        if self._on_cpu and recomputes:
+            options["xla_disable_hlo_passes"] = "cse_barrier_expander"
+        return options or None
 
     @property
     def _first(self) -> Any:

@@ -25,6 +25,7 @@ from xshard.errors import PlanError
 from xshard.fingerprint import plain_text
 from xshard.ir.trace import Traced
 from xshard.microbatching import Candidates
+from xshard.outer import Outer
 from xshard.plan.plan import Alternative, Plan
 from xshard.plan.store import load, save
 
@@ -50,22 +51,22 @@ def folder_of(option: PlanCacheOption) -> Path | None:
     return cache_folder() / "xshard" / "plans"
 
 
-def best(candidates: Candidates, limit: int | None, option: PlanCacheOption) -> Plan:
-    """`candidates.best(limit)`, or what it gave before.
+def best(outer: Outer, limit: int | None, option: PlanCacheOption) -> Plan:
+    """`outer.best(limit)`, or what it gave before.
 
     Raises:
-      InfeasibleError, MicrobatchError: as `candidates.best`; errors are not kept.
+      InfeasibleError, MicrobatchError: as `outer.best`; errors are not kept.
     """
     folder = folder_of(option)
     if folder is None:
-        return candidates.best(limit)
-    began = time.perf_counter()
+        return outer.best(limit)
+    began, candidates = time.perf_counter(), outer.candidates
     path = folder / f"{key(candidates, limit)}.json"
     kept = _read(path, candidates)
     if kept is not None:
         seconds = {"cache": time.perf_counter() - began}
-        return replace(kept, seconds=seconds, _alternatives=_later(candidates, limit))
-    made = candidates.best(limit)
+        return replace(kept, seconds=seconds, _alternatives=_later(outer, limit))
+    made = outer.best(limit)
     _write(path, made)
     return made
 
@@ -139,7 +140,7 @@ def _write(path: Path, plan: Plan) -> None:
             old.unlink(missing_ok=True)
 
 
-def _later(candidates: Candidates, limit: int | None) -> Any:
+def _later(outer: Outer, limit: int | None) -> Any:
     """The alternatives of a plan that was read: planned when somebody asks for them."""
 
     def ask(what: str) -> tuple[Alternative, ...]:
@@ -149,6 +150,6 @@ def _later(candidates: Candidates, limit: int | None) -> Any:
 
     @cache
     def again() -> Plan:
-        return candidates.best(limit)
+        return outer.best(limit)
 
     return ask

@@ -21,7 +21,7 @@ from xshard.errors import InfeasibleError
 from xshard.fingerprint import fingerprint
 from xshard.ir.fold import Classes, fold
 from xshard.ir.trace import Traced
-from xshard.plan.plan import Plan
+from xshard.plan.plan import Plan, RecomputedLayers
 from xshard.plan.units import size
 from xshard.rules import Rule, rule_of
 from xshard.solve.build import draft
@@ -59,6 +59,7 @@ class Request:
       measured: what is known of the devices by measurement.
       microbatches: in how many the traced step runs.
       lanes: parts of each sum over the batch that it adds up after the loop.
+      remat: of each chain of layers, how many are recomputed.
     """
 
     traced: Traced
@@ -73,6 +74,7 @@ class Request:
     measured: Measured | None = None
     microbatches: int = 1
     lanes: int = 1
+    remat: tuple[RecomputedLayers, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,10 @@ class Modelled:
         limited = rows if limit is not None else ()
         return Problem(tuple(self.draft.nodes), tuple(self.draft.edges), limited, limit)
 
+    def peak_bytes(self, solution: Solution) -> int:
+        """The predicted peak of a device."""
+        return int(self.timeline.curve(self.draft, solution.choices).max(initial=0))
+
 
 def make_plan(tried: Sequence[Prepared], on_step: Callable[[str], None] = lambda _: None) -> Plan:
     """The best plan over all meshes that are tried.
@@ -119,23 +125,12 @@ def make_plan(tried: Sequence[Prepared], on_step: Callable[[str], None] = lambda
     with _clock("solve", seconds, on_step):
         chosen, solution = fastest(models)
     with _clock("describe", seconds, on_step):
-        plan = _described(chosen, solution)
+        plan = described(chosen, solution)
     return replace(plan, seconds=seconds)
 
 
-def plan_that_fits(tried: Sequence[Prepared]) -> Plan | None:
-    """As `make_plan`, but None where nothing fits the memory limit."""
-    seconds: dict[str, float] = {}
-    with _clock("build", seconds, lambda _: None):
-        models = [model(prepared) for prepared in tried]
-    with _clock("solve", seconds, lambda _: None):
-        answer = fitting(models)
-    if isinstance(answer, list):
-        return None
-    return replace(_described(*answer), seconds=seconds)
-
-
-def _described(chosen: Modelled, solution: Solution) -> Plan:
+def described(chosen: Modelled, solution: Solution) -> Plan:
+    """The plan of a solution."""
     request, prices = chosen.prepared.request, chosen.prepared.prices
     plan = describe(
         chosen.draft, chosen.timeline, solution, prices, request.traced,
@@ -144,51 +139,91 @@ def _described(chosen: Modelled, solution: Solution) -> Plan:
     explain = alternatives(chosen.draft, chosen.timeline, plan, request.traced, solution,
                            lambda d: limited(replace(chosen, draft=d), blaming=False))  # fmt: skip
     return replace(
-        plan, microbatches=request.microbatches, lanes=request.lanes, _alternatives=explain
+        plan,
+        microbatches=request.microbatches,
+        lanes=request.lanes,
+        remat=request.remat,
+        _alternatives=explain,
     )
 
 
 def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:
     """The best mesh and its solution, whose bound is about all meshes.
 
-    Meshes are taken in the order of what they would reach without a memory limit; one that would
-    reach no more than the best so far needs no further look.
-
     Raises:
       InfeasibleError: nothing fits on any of them.
     """
-    answer = fitting(models)
+    answer = fitting(relaxed(models))
     if isinstance(answer, tuple):
         return answer
-    if answer:
-        limited(min(answer, key=lambda f: f[0])[1], len(models))  # raises, with the diagnosis
+    if answer.nearest is not None:
+        limited(answer.nearest, len(models))  # raises, with the diagnosis
     raise _infeasible(models[0], Infeasible(None), None, len(models))
 
 
+@dataclass(frozen=True, slots=True)
+class Relaxed:
+    """A model and its best choices without a memory limit, which bound all others."""
+
+    modelled: Modelled
+    free: Solution
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the choices without a limit."""
+        return self.modelled.peak_bytes(self.free)
+
+
+def relaxed(models: Sequence[Modelled]) -> list[Relaxed]:
+    """Models without a limit, the fastest first, but for those whose pins contradict each other."""
+    free = [Relaxed(m, s) for m in models if (s := unlimited(m)) is not None]
+    return sorted(free, key=lambda r: r.free.objective)
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """No model has a plan that is wanted.
+
+    Attributes:
+      nearest: the model that fits under the smallest limit, if one does not fit.
+      at_least_ns: what all plans take that fit, if some model was not searched for them.
+    """
+
+    nearest: Modelled | None
+    at_least_ns: int | None
+
+
 def fitting(
-    models: Sequence[Modelled],
-) -> tuple[Modelled, Solution] | list[tuple[int, Modelled]]:
-    """As `fastest`; where nothing fits, (a limit that would do, model) of each mesh."""
-    free = [(unlimited(m), m) for m in models]
-    order = sorted((s.objective, i) for i, (s, _) in enumerate(free) if s is not None)
-    found: list[tuple[int, int, Solution]] = []
+    found: Sequence[Relaxed], below: int | None = None
+) -> tuple[Modelled, Solution] | Unfit:
+    """The best model and its solution within its request's limit; the bound is about all models.
+
+    Models are taken in the order of what they would reach without a limit; one that would reach no
+    more than the best so far needs no further look.
+
+    Args:
+      below: plans that take so many ns or more are not wanted.
+    """
+    best: tuple[int, Modelled, Solution] | None = None
     bounds, failures = list[int](), list[tuple[int, Modelled]]()
-    for _, i in order:
-        solution, m = free[i]
-        assert solution is not None
-        if found and min(found)[0] <= solution.bound:
-            bounds.append(solution.bound)
-            continue
-        answer = _within_limit(m, solution)
-        if isinstance(answer, Infeasible):
-            failures.append((answer.smallest_limit or _NO_LIMIT, m))
-        else:
-            found.append((answer.objective, i, answer))
+    for r in found:
+        most = below if best is None else best[0]
+        beaten = most is not None and most <= r.free.bound
+        answer = r.free if beaten else _within_limit(r.modelled, r.free, most)
+        if beaten or isinstance(answer, Solution):
+            assert isinstance(answer, Solution)
             bounds.append(answer.bound)
-    if not found:
-        return failures
-    objective, i, solution = min(found, key=lambda f: f[:2])
-    return free[i][1], replace(solution, bound=min(objective, *bounds))
+            if not beaten and (best is None or answer.objective < best[0]):
+                best = answer.objective, r.modelled, answer
+        elif answer.bound is not None:
+            bounds.append(answer.bound)
+        else:
+            failures.append((answer.smallest_limit or _NO_LIMIT, r.modelled))
+    if best is None:
+        nearest = min(failures, key=lambda f: f[0])[1] if failures else None
+        return Unfit(nearest, min(bounds, default=None))
+    objective, modelled, solution = best
+    return modelled, replace(solution, bound=min(objective, *bounds))
 
 
 _NO_LIMIT = 1 << 62
@@ -207,12 +242,12 @@ def unlimited(modelled: Modelled) -> Solution | None:
     return None if isinstance(answer, Infeasible) else answer
 
 
-def _within_limit(m: Modelled, free: Solution) -> Solution | Infeasible:
-    """The solution without limit if it fits, or else the best that does."""
+def _within_limit(m: Modelled, free: Solution, below: int | None = None) -> Solution | Infeasible:
+    """The solution without limit if it fits, or else the best that does and is below `below` ns."""
     limit = m.prepared.request.memory_limit
     if limit is None or m.timeline.curve(m.draft, free.choices).max(initial=0) <= limit:
         return free
-    return _search(m, limit, diagnose=False)
+    return _search(m, limit, diagnose=False, below=below)
 
 
 def limited(modelled: Modelled, meshes: int = 1, *, blaming: bool = True) -> Solution:
@@ -290,7 +325,7 @@ def model(prepared: Prepared) -> Modelled:
 
 def _search(
     modelled: Modelled, limit: int | None, *, diagnose: bool, enough_gap: float = ENOUGH_GAP,
-    end: float = np.inf,
+    end: float = np.inf, below: int | None = None,
 ) -> Solution | Infeasible:  # fmt: skip
     """Solves, and again with more rows where the answer exceeds its limit at another moment.
 
@@ -305,7 +340,7 @@ def _search(
         answer = solve(
             modelled.problem(limit, rows), hint=hint,
             time_limit_s=max(end - time.monotonic(), _LEAST_S),
-            enough_gap=enough_gap, diagnose=diagnose,
+            enough_gap=enough_gap, diagnose=diagnose, below=below,
         )  # fmt: skip
         most = limit if isinstance(answer, Solution) else answer.smallest_limit
         told = isinstance(answer, Infeasible) and not diagnose

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import xshard
 from xshard import plan_cache
-from xshard.microbatching import Candidates
+from xshard.outer import Outer
 from xshard.plan.plan import Plan
 
 
@@ -40,13 +40,13 @@ def entries(folder: Path) -> list[Path]:
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """The limits of all that is planned and not read."""
     limits: list[int | None] = []
-    whole = Candidates.best
+    whole = Outer.best
 
-    def counted(self: Candidates, limit: int | None) -> Plan:
+    def counted(self: Outer, limit: int | None) -> Plan:
         limits.append(limit)
         return whole(self, limit)
 
-    monkeypatch.setattr(Candidates, "best", counted)
+    monkeypatch.setattr(Outer, "best", counted)
     return limits
 
 

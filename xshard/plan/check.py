@@ -27,6 +27,7 @@ def check_plan(plan: Plan) -> Plan:
         _check_spec(f"copies[{i}][2]", spec, plan.mesh)
     _check_collectives(plan)
     _check_microbatches(plan)
+    _check_remat(plan)
     for i, curve in enumerate(plan.memory):
         _check_curve(f"memory[{i}]", curve)
     return plan
@@ -98,6 +99,12 @@ def _check_curve(where: str, curve: MemoryCurve) -> None:
         here = f"{where}.parts[{k}].nbytes"
         _require(len(part.nbytes) == count, here, f"needs {count} entries")
         _require(min(part.nbytes, default=0) >= 0, here, "has a negative figure")
+
+
+def _check_remat(plan: Plan) -> None:
+    for i, part in enumerate(plan.remat):
+        where = f"remat[{i}].recomputed"
+        _require(0 <= part.recomputed <= part.layers, where, f"is none of 0 to {part.layers}")
 
 
 def _check_spec(where: str, spec: Spec, mesh: MeshShape) -> None:

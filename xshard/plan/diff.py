@@ -9,7 +9,7 @@ from xshard.plan import names
 from xshard.plan.page.tables import to_html
 from xshard.plan.plan import Plan, PlannedArray
 from xshard.plan.table import Part, Table, to_rich, to_text
-from xshard.plan.text import collective_figures, collective_groups
+from xshard.plan.text import collective_figures, collective_groups, recomputed_text
 from xshard.plan.units import (
     array_text,
     change,
@@ -133,6 +133,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         "memory limit": limit,
         "microbatches": str(plan.microbatches),
         "lanes": str(plan.lanes),
+        "recomputed layers": recomputed_text(plan),
         "fingerprint": plan.fingerprint[:16],
     }
 

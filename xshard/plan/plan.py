@@ -16,6 +16,7 @@ from xshard.plan.records import (
     PlannedArray,
     PlannedCollective,
     PlannedOp,
+    RecomputedLayers,
     Trial,
 )
 from xshard.spec import MeshShape, Spec
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Alternative", "CostSources", "LiveTensor", "MemoryCurve", "MemoryPart", "Plan",
-    "PlannedArray", "PlannedCollective", "PlannedOp", "Trial",
+    "PlannedArray", "PlannedCollective", "PlannedOp", "RecomputedLayers",
+    "Trial",
 ]  # fmt: skip
 
 
@@ -54,7 +56,8 @@ class Plan:
       lanes: parts in which sums over the batch are kept until all microbatches are done; with more
         than one, devices that share the batch add up their gradients once a step.
       memory: what is live through the step: one curve, or one a stage.
-      trials: the numbers of microbatches that were looked at, if more than one was.
+      remat: the chains of layers, if any layer is recomputed in the backward pass.
+      trials: the ways to run the step that were looked at, if more than one was.
       notes: what the user should know (an op without a rule, a limit of time that struck).
       sources: how much of the predicted time is measured, interpolated and analytic.
       seconds: wall-clock seconds of each planning step; not saved, not compared.
@@ -82,6 +85,7 @@ class Plan:
     microbatches: int = 1
     batch_dims: tuple[int, ...] = ()
     lanes: int = 1
+    remat: tuple[RecomputedLayers, ...] = ()
     trials: tuple[Trial, ...] = ()
     memory: tuple[MemoryCurve, ...] = ()
     _alternatives: Callable[[str], tuple[Alternative, ...]] | None = field(

@@ -157,13 +157,33 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """A number of microbatches that was looked at.
+class RecomputedLayers:
+    """A chain of equal layers, of which the first are recomputed in the backward pass.
 
     Attributes:
-      time_ns, peak_bytes: predicted, of the best plan in so many; None if none fits.
+      layers: how many there are.
+      recomputed: how many of them keep only their input for the backward pass.
+      source: the user's line of a layer.
+    """
+
+    layers: int
+    recomputed: int
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A way to run the step that was looked at.
+
+    Attributes:
+      microbatches: parts of the batch.
+      recomputed: of each chain of layers, how many are recomputed; empty: none.
+      time_ns, peak_bytes: predicted, of the best plan; None if none fits, or none is better.
+      at_least_ns: what every such plan takes, where that is no less than another way's best.
     """
 
     microbatches: int
     time_ns: int | None
     peak_bytes: int | None
+    recomputed: tuple[int, ...] = ()
+    at_least_ns: int | None = None

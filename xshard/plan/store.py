@@ -138,7 +138,9 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _syntax(text: str, error: Exception) -> str:
     """Truncated text ends where the parser wants more; anything else is foreign."""
     if isinstance(error, json.JSONDecodeError):
-        cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
+        rest = text[error.pos :].rstrip()
+        word = any(whole.startswith(rest) for whole in ("true", "false", "null"))
+        cut = word or error.msg.startswith("Unterminated")
         if cut and text.lstrip().startswith("{"):
             return f"is truncated: it ends in line {text.count(chr(10)) + 1} before the plan does"
         return f"is not a plan of xshard: no JSON in line {error.lineno} ({error.msg})"

@@ -14,6 +14,7 @@ from xshard.plan.plan import (
     PlannedArray,
     PlannedCollective,
     PlannedOp,
+    Trial,
 )
 from xshard.plan.table import Part, Table
 from xshard.plan.units import (
@@ -72,6 +73,7 @@ def header(plan: Plan) -> str:
         "predicted time": f"{duration(plan.objective_ns)} a step = {parts}",
         "costs": _sources(plan.sources),
         "microbatches": _microbatches(plan),
+        "recomputed": recomputed_text(plan) if plan.remat else "",
         "peak memory": f"{size(plan.peak_bytes)} a device ({limit})",
         "objective": f"{duration(plan.objective_ns)}, bound {duration(plan.bound_ns)}",
         "gap": optimality(plan.objective_ns, plan.bound_ns),
@@ -92,16 +94,32 @@ def _sources(sources: CostSources) -> str:
     return ", ".join(f"{ns / total:.0%} {name}" for name, ns in largest if ns)
 
 
+def recomputed_text(plan: Plan) -> str:
+    """How many layers of each chain are recomputed."""
+    parts = [f"{r.recomputed} of {r.layers} layers" + (f" ({r.source})" if r.source else "")
+             for r in plan.remat]  # fmt: skip
+    return ", ".join(parts) or "none"
+
+
 def _microbatches(plan: Plan) -> str:
     """The number, where there are several or others were looked at."""
     if plan.microbatches == 1 and not plan.trials:
         return ""
-    tried = ", ".join(
-        f"{t.microbatches}: " + ("does not fit" if t.time_ns is None else duration(t.time_ns))
-        for t in plan.trials
-    )
+    tried = ", ".join(f"{_way(t)}: {_outcome(t)}" for t in plan.trials)
     once = ", summed over devices once a step" if plan.lanes > 1 else ""
     return f"{plan.microbatches}{once}" + (f" (tried {tried})" if tried else "")
+
+
+def _way(trial: Trial) -> str:
+    layers = "+".join(map(str, trial.recomputed))
+    return f"{trial.microbatches}" + (f" with {layers} recomputed" if layers else "")
+
+
+def _outcome(trial: Trial) -> str:
+    if trial.time_ns is not None:
+        return duration(trial.time_ns)
+    at_least = trial.at_least_ns
+    return "does not fit" if at_least is None else f"at least {duration(at_least)}"
 
 
 def _seconds(seconds: dict[str, float]) -> str:

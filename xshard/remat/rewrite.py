@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from xshard._jax import (
     free_of_mesh,
     retraced,
     scan_counts,
+    source_line,
     without_dead_code,
 )
 from xshard.ir.graph import Address
@@ -32,12 +33,14 @@ class Repeated:
     Attributes:
       length: the number of layers.
       saved_bytes: of the unsharded residuals that are not kept if all layers are recomputed.
+      source: the user's line of a layer.
     """
 
     length: int
     saved_bytes: int
     how: Pair | tuple[Clones | None, ...]
     region: Address
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +86,18 @@ def layered(traced: Traced) -> Layered:
                 clones = clones_of(inner, part, nodes)
                 saved = sum(c.nbytes(inner) for c in clones if c is not None)
                 if saved:
-                    parts.append(Repeated(part.length, saved, tuple(clones), part.region))
+                    line = _line(traced.graph.ops[o].source for o in part.layers[0].forward)
+                    parts.append(Repeated(part.length, saved, tuple(clones), part.region, line))
                 continue
             pair = pair_of(inner, by_address[part.forward], by_address[part.backward])
             if pair is not None and pair.nbytes() > 0:
-                parts.append(Repeated(part.length, pair.nbytes(), pair, part.region))
+                line = source_line(pair.forward.eqn.source_info.traceback)
+                parts.append(Repeated(part.length, pair.nbytes(), pair, part.region, line))
     return Layered(traced, program, tuple(parts))
+
+
+def _line(sources: Iterable[str]) -> str:
+    return next((source for source in sources if source), "")
 
 
 def _node_of_op(program: Program, traced: Traced) -> dict[int, int]:

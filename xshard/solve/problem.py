@@ -137,8 +137,10 @@ class Infeasible:
       smallest_limit: the smallest limit in bytes for which choices exist (proven if `proven`);
         None if no limit helps, because forbidden pairs leave no choices.
       choices: choices that reach it.
+      bound: where only cheaper choices were asked for: no choices that fit cost less than that.
     """
 
     smallest_limit: int | None
     choices: tuple[int, ...] | None = None
     proven: bool = True
+    bound: int | None = None

@@ -103,6 +103,7 @@ def solve(
     diagnose: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
     began_s: float | None = None,
+    below: int | None = None,
 ) -> Solution | Infeasible:
     """The cheapest choices that fit the problem's limit.
 
@@ -120,9 +121,12 @@ def solve(
       enough_gap: the search ends at an answer that is proven to be this close to the best.
       on_progress: called after every stage.
       began_s: when the time limit began, a reading of time.monotonic(); default: now.
+      below: only answers that cost less are wanted: the search ends when it is proven that none is
+        `enough_gap` cheaper.
 
     Returns:
-      A Solution that `check` accepts; or Infeasible, with the smallest limit that is feasible.
+      A Solution that `check` accepts; or Infeasible, with the smallest limit that is feasible, or
+      with a bound that shows that nothing is below `below`.
     """
     problem.verify()
     tell = on_progress or _silent
@@ -137,7 +141,7 @@ def solve(
     began_s = time.monotonic() if began_s is None else began_s
     effort_s = time_limit_s * DETERMINISTIC_SHARE
     budget = Budget(effort_s, began_s + max(time_limit_s, LEAST_S), workers, seed, began_s)
-    search = _Search(problem, Ledger.of(problem), budget, tell, enough_gap, diagnose)
+    search = _Search(problem, Ledger.of(problem), budget, tell, enough_gap, diagnose, below)
     if hint is not None:
         search.offer(tuple(int(c) for c in hint))
     return search.run()
@@ -220,6 +224,7 @@ class _Search:
     report: Callable[[Progress], None]
     enough_gap: float = 0.0
     diagnose: bool = True
+    below: int | None = None
     best: tuple[int, Choices] | None = None
     bound: int = 0
     active: set[int] = field(default_factory=set[int])
@@ -229,8 +234,10 @@ class _Search:
         """The stages of the module's docstring, in order."""
         if not self.unconstrained():
             return Infeasible(None)
-        if self.problem.rows and not self.is_done():
+        if self.problem.rows and not self.is_done() and not self.is_beaten():
             self.constrained(tidied(self.problem))
+        if self.best is None and self.is_beaten():
+            return Infeasible(None, bound=self.bound)
         return self.nothing_fits or self.solution()
 
     def constrained(self, base: Reduced) -> None:
@@ -240,6 +247,8 @@ class _Search:
         if self.best is None and self.bound > _ceiling(self.problem) and not self.diagnose:
             self.nothing_fits = self.smallest_seen(base, dual)
             return
+        if self.is_beaten():
+            return
         found = None if self.best else self.feasible(base)
         if self.best is None:
             return
@@ -248,7 +257,7 @@ class _Search:
         for _ in range(MOST_ROUNDS):
             smaller = base.then(pricing.within(dual.best.prices, self.best[0] - 1))
             few = _num_choices(smaller.problem) <= WORTH_PRICING * _num_choices(base.problem)
-            if self.is_done() or not few:
+            if self.is_done() or self.is_beaten() or not few:
                 break
             base, pricing = smaller, Pricing.of(smaller.problem)
             dual = self.price(base, pricing, dual.best.prices)
@@ -296,7 +305,7 @@ class _Search:
         """
         most = MOST_SWEEPS if pricing.is_exact else FEW_SWEEPS
         dual = climb(
-            pricing, _master, sorted(self.active), start, most, _ceiling(base.problem),
+            pricing, _master, sorted(self.active), start, most, self.ceiling(base),
             self.budget.has_time,
         )  # fmt: skip
         if pricing.is_exact and self.budget.has_time():
@@ -318,7 +327,7 @@ class _Search:
     def close(self, base: Reduced, pricing: Pricing, dual: Dual) -> None:
         """Searches among what a better answer could contain, from near the bound outwards."""
         for part in (8, 2, 1):
-            if self.best is None or self.is_done() or self.budget.left_s <= 0:
+            if self.best is None or self.is_done() or self.is_beaten() or self.budget.left_s <= 0:
                 return
             low = dual.best.bound
             most = low + (self.best[0] - 1 - low) // part
@@ -365,6 +374,14 @@ class _Search:
         """Whether the best choices are close enough to the bound."""
         gap = self.enough_gap if gap is None else gap
         return self.best is not None and self.bound >= self.best[0] * (1 - gap)
+
+    def is_beaten(self) -> bool:
+        """Whether no choices are enough below `below`."""
+        return self.below is not None and self.bound >= self.below * (1 - self.enough_gap)
+
+    def ceiling(self, base: Reduced) -> int:
+        """A bound above it ends an ascent: nothing that costs more is allowed, or wanted."""
+        return min(_ceiling(base.problem), self.below or NO_LIMIT)
 
     def smallest_seen(self, base: Reduced, dual: Dual) -> Infeasible:
         """The least peak among the points of a dual ascent."""
