@@ -27,8 +27,8 @@ LARGEST = 400
 EVERY = 1 << 20
 TOTAL = 1 << 22
 WIDEST = 1 << 18
-HOT, COLD = 0.01, 0.001
-"""Temperatures: the first over the cost of an answer, the last over that for each node."""
+HOT, COLD = 3.0, 0.001
+"""First and last temperature, over what an answer costs for each node."""
 FLOOR = 0.01
 """The least price with which a moment that does not fit begins: the limit for this share of the
 cost."""
@@ -186,8 +186,8 @@ class Anneal:
         w, begun, prices = self.walker, self.walker.state[4], self.prices
         if self.fits:
             self.go(w.best.copy())
-        hot = self.reference * HOT * heat
-        ratio = COLD / HOT / heat / max(len(self.net.free), 1)
+        hot = self.reference / max(len(self.net.free), 1) * HOT * heat
+        ratio = COLD / HOT / heat
         while (share := clock.share(w.state[4] - begun, effort)) < 1:
             now = hot * ratio ** min(share / 0.9, 1) if share < 0.95 else 0.0
             if self.fits:

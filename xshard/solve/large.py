@@ -27,7 +27,7 @@ from xshard.solve.spans import peak_of_spans
 ORDERS = 8
 MOST_DROPS = 3
 ASCENT_SHARE = 0.15
-CYCLES = ((0.15, 1.0), (0.25, 0.3), (0.35, 1.0), (0.25, 0.1))
+CYCLES = ((0.1, 1.0), (0.65, 1.0), (0.25, 0.1))
 """Shares of the time left after that and the heat with which each begins; the last begins at the
 best answer of all workers."""
 BOUND_SHARE = 0.05
