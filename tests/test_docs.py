@@ -12,9 +12,17 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_page_of_rules_is_current():
-    page = runpy.run_path(str(ROOT / "docs" / "make_rules.py"))["page"]()
-    assert (ROOT / "docs" / "rules.md").read_text("utf-8") == page
+@pytest.mark.parametrize("name", ["rules", "api"])
+def test_generated_pages_are_current(name: str):
+    page = runpy.run_path(str(ROOT / "docs" / f"make_{name}.py"))["page"]()
+    current = (ROOT / "docs" / f"{name}.md").read_text("utf-8") == page
+    assert current, f"run python docs/make_{name}.py"
+
+
+def test_the_index_names_every_page():
+    index = (ROOT / "docs" / "README.md").read_text("utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {name for name in pages if f"]({name})" not in index} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

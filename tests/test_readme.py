@@ -49,7 +49,7 @@ def test_python_runs_as_printed(tmp_path: Path):
 
 def test_commands_run_as_printed(tmp_path: Path):
     lines = re.findall(r"^\$ xshard (.*)", COMMANDS, re.MULTILINE)
-    assert [line.split()[0] for line in lines] == ["plan", "plan", "show", "diff"]
+    assert [line.split()[0] for line in lines] == ["plan", "plan", "show", "report", "diff"]
     for line in lines:
         done = run(tmp_path, "-m", "xshard", *shlex.split(line))
         differs = line.startswith("diff")

@@ -3,11 +3,13 @@ r"""One row of the GPT-3 study: a configuration, a mode and a microbatch size, p
 With $T$ tokens and $F$ model FLOPs a token in a step of $t$ seconds on $n$ devices of peak $P$ (the
 compute dtype's, of the device's table),
 
-$$\text{FLOP/s a device} = \frac{F\,T}{n\,t}, \qquad \text{MFU} = \frac{F\,T}{n\,t\,P}.$$
+$$\text{FLOP/s a device} = \frac{F\,T}{n\,t}, \qquad \text{MFU} = \frac{F\,T}{n\,t\,P}, \qquad
+\text{HFU} = \frac{(F + r\,F_{\text{layers}}/3)\,T}{n\,t\,P}.$$
 
 $F$ is `GPT3Config.model_flops_per_token`: 6 for each weight of a matrix product and 12 L S h for
-attention; what is recomputed is not counted (Chowdhery et al. 2022, arXiv:2204.02311, appendix B,
-name this model-FLOP utilisation).
+attention; what is recomputed is not counted (model-FLOP utilisation: Chowdhery et al. 2022,
+arXiv:2204.02311, appendix B). HFU counts the forward pass of the part $r$ of the layers that is
+recomputed, a third of the layers' $F_{\text{layers}}$.
 """
 
 import json
@@ -23,7 +25,7 @@ from models.gpt3.config import CONFIGS, GPT3Config
 from models.gpt3.published import PublishedRow, published
 from models.gpt3.step import batch_avals, make_train_step, state_avals
 
-MODES: dict[str, dict[str, Any]] = {"tensor": {}}
+MODES: dict[str, dict[str, Any]] = {"tensor": {"remat": "auto"}}
 """Options of `xshard.plan` by mode: tensor, one program over all devices."""
 HOST = 8
 """Devices of a host; the published figures do not say."""
@@ -58,7 +60,8 @@ class Row:
       planning_s: of the wall, tracing and all meshes included.
       step_s, peak_bytes: predicted; None where nothing fits.
       gap: at most this share could be saved by another plan.
-      flops_per_s, mfu: of a device; see the module's docstring.
+      flops_per_s, mfu, hfu: of a device; see the module's docstring.
+      recomputed: layers that the backward pass computes again, of all.
       compiled_bytes: peak by XLA's compiler for these devices, if it was asked.
       error: why there is no plan.
     """
@@ -71,6 +74,8 @@ class Row:
     gap: float | None = None
     flops_per_s: float | None = None
     mfu: float | None = None
+    hfu: float | None = None
+    recomputed: str = ""
     compiled_bytes: int | None = None
     error: str | None = None
 
@@ -89,7 +94,7 @@ def plan_row(case: Case, time_limit: float, *, verify: bool = False) -> Row:
         plan = xshard.plan(
             make_train_step(config).train, state_avals(config), batch_avals(config),
             cluster=case.place(), memory_limit=case.memory_limit, time_limit=time_limit,
-            microbatches=config.batch // case.microbatch_size, **MODES[case.mode],
+            microbatches=config.batch // case.microbatch_size, plan_cache=False, **MODES[case.mode],
         )  # fmt: skip
     except xshard.InfeasibleError as error:
         reason = str(error).partition("\n")[0]
@@ -101,11 +106,17 @@ def plan_row(case: Case, time_limit: float, *, verify: bool = False) -> Row:
 def _row(case: Case, plan: xshard.Plan, planning_s: float) -> Row:
     config, step_s = case.config, plan.predicted_time_s
     speed = config.model_flops_per_token * config.tokens_per_step / step_s / config.num_devices
-    peak = case.place().device.peak_flops[config.dtype]
-    return Row(
-        case, planning_s, "×".join(map(str, plan.mesh.sizes)), step_s, plan.peak_bytes, plan.gap,
-        speed, speed / peak,
-    )  # fmt: skip
+    mfu = speed / case.place().device.peak_flops[config.dtype]
+    again = sum(chain.recomputed for chain in plan.remat)
+    more = again / config.num_layers * _layers_share(config) / 3
+    mesh, recomputed = "×".join(map(str, plan.mesh.sizes)), f"{again} of {config.num_layers}"
+    return Row(case, planning_s, mesh, step_s, plan.peak_bytes, plan.gap, speed, mfu,
+               mfu * (1 + more), recomputed)  # fmt: skip
+
+
+def _layers_share(config: GPT3Config) -> float:
+    """What part of the model's FLOPs its layers have; the rest is the head's."""
+    return 1 - 6 * config.vocab * config.hidden / config.model_flops_per_token
 
 
 def best(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:

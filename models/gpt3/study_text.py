@@ -9,7 +9,8 @@ from xshard.plan.page.tables import to_html
 from xshard.plan.table import Table
 
 COLUMNS = (
-    "model", "mode", "sequences", "mesh", "step s", "memory GB", "XLA GB", "TFLOP/s", "MFU", "gap",
+    "model", "mode", "sequences", "mesh", "step s", "memory GB", "XLA GB", "TFLOP/s", "MFU", "HFU",
+    "recomputed", "gap",
     "planned s", "published step s", "published GB", "its planning s",
 )  # fmt: skip
 NOTE = "published: what an earlier planner's plan took when it ran, where it did"
@@ -21,7 +22,7 @@ def cells(row: Row) -> tuple[str, ...]:
     head = case.model, case.mode, str(case.microbatch_size)
     ours: tuple[str, ...] = (row.mesh, _number(row.step_s), _number(row.peak_bytes, 1e9),
             _number(row.compiled_bytes, 1e9), _number(row.flops_per_s, 1e12), _share(row.mfu),
-            _share(row.gap))  # fmt: skip
+            _share(row.hfu), row.recomputed, _share(row.gap))  # fmt: skip
     if row.error:
         ours = ("does not fit", *ours[1:])
     beside = (None,) * 3 if old is None else (old.measured_s, old.measured_gb, old.planning_s)

@@ -105,17 +105,19 @@ def _microbatches(plan: Plan) -> str:
     """The number, where there are several or others were looked at."""
     if plan.microbatches == 1 and not plan.trials:
         return ""
-    tried = ", ".join(f"{_way(t)}: {_outcome(t)}" for t in plan.trials)
+    tried = ", ".join(f"{way(t)}: {outcome(t)}" for t in plan.trials)
     once = ", summed over devices once a step" if plan.lanes > 1 else ""
     return f"{plan.microbatches}{once}" + (f" (tried {tried})" if tried else "")
 
 
-def _way(trial: Trial) -> str:
+def way(trial: Trial) -> str:
+    """How many microbatches, and how many layers are recomputed."""
     layers = "+".join(map(str, trial.recomputed))
     return f"{trial.microbatches}" + (f" with {layers} recomputed" if layers else "")
 
 
-def _outcome(trial: Trial) -> str:
+def outcome(trial: Trial) -> str:
+    """The time of the best plan of a trial, or why there is none."""
     if trial.time_ns is not None:
         return duration(trial.time_ns)
     at_least = trial.at_least_ns

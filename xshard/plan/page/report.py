@@ -14,7 +14,7 @@ from xshard.plan.page.memory import memory_figure
 from xshard.plan.page.shardings import sharding_map
 from xshard.plan.page.style import style
 from xshard.plan.page.tables import folded, part_element, plain
-from xshard.plan.plan import Plan
+from xshard.plan.plan import Plan, Trial
 from xshard.plan.table import Table
 from xshard.plan.units import change, duration, mesh_text, optimality, size
 
@@ -112,19 +112,23 @@ def _lost(plan: Plan, explained: Sequence[explain.Explanation]) -> Iterator[Elem
     """What was looked at and not taken."""
     content: list[Element] = []
     if plan.trials:
-        rows = tuple(
-            (str(t.microbatches), "does not fit", "", "") if t.time_ns is None else
-            (str(t.microbatches), duration(t.time_ns), size(t.peak_bytes or 0),
-             "taken" if t.microbatches == plan.microbatches else
-             change(plan.objective_ns, t.time_ns, duration))
-            for t in plan.trials
-        )  # fmt: skip
-        columns = (">microbatches", ">time", ">peak memory", ">against the plan")
-        content.append(part_element(Table("Numbers of microbatches", columns, rows)))
+        rows = tuple(_trial_row(trial, plan) for trial in plan.trials)
+        columns = ("microbatches", ">time", ">peak memory", ">against the plan")
+        content.append(part_element(Table("Ways to run the step", columns, rows)))
     for answer in explained:
         content += [part_element(part) for part in explain.report(answer)]
     if content:
         yield _section("Alternatives that lost", *content)
+
+
+def _trial_row(trial: Trial, plan: Plan) -> tuple[str, ...]:
+    if trial.time_ns is None:
+        return text.way(trial), text.outcome(trial), "", ""
+    taken = (trial.microbatches, trial.recomputed) == (
+        plan.microbatches, tuple(layers.recomputed for layers in plan.remat)
+    )  # fmt: skip
+    more = "taken" if taken else change(plan.objective_ns, trial.time_ns, duration)
+    return text.way(trial), text.outcome(trial), size(trial.peak_bytes or 0), more
 
 
 def _other(plan: Plan, against: Plan) -> Iterator[Element]:
