@@ -17,6 +17,7 @@ from xshard.ir.trace import trace
 from xshard.making import Maker, PlannedStep, candidates_of, for_mesh, steps
 from xshard.microbatching import read_number, read_remat
 from xshard.outer import Outer
+from xshard.pipelined import pipelined
 from xshard.place import Place, read_bytes, shapes_over
 from xshard.plan.plan import Plan
 from xshard.plan_cache import PlanCacheOption
@@ -42,6 +43,8 @@ def auto_shard(
     microbatches: int | str = 1,
     batch_axes: Any = None,
     remat: str = "none",
+    pipeline: int = 1,
+    schedule: str = "auto",
     plan: Plan | None = None,
     cost_db: CostDb = None,
     profile: bool | None = None,
@@ -65,6 +68,9 @@ def auto_shard(
         the leading dimension that the arguments beside the state share.
       remat: which layers keep only their input for the backward pass and are computed again there
         (docs/remat.md): "none", "all", or "auto", as many as make it fastest under the limit.
+      pipeline: groups of devices that each hold some of the layers and pass microbatches on to each
+        other (docs/pipeline.md); 1: none.
+      schedule: of a pipeline: "gpipe", "1f1b", "interleaved", "zero_bubble", or "auto".
       plan: a plan made before (`Plan.load`), used instead of planning.
       cost_db: the database of measured costs: a path; None: the user's own; False: none.
       profile: whether what the database lacks is measured first, for at most half a minute. None:
@@ -81,9 +87,13 @@ def auto_shard(
     if not callable(fun):
         raise TraceError(f"auto_shard needs a function, but got {fun!r} ({type(fun).__name__})")
     place = Place.of(mesh)
+    arguments = Arguments(fun, static_argnums, donate_argnums)
+    if pipeline != 1:
+        return pipelined(
+            fun, arguments, place, pipeline, schedule, microbatches, batch_axes, time_limit
+        )
     limit = place.memory_bytes if memory_limit is None else read_bytes(memory_limit)
     asked = Asked(place.cluster, place.shapes, in_specs, out_specs, limit, time_limit)
-    arguments = Arguments(fun, static_argnums, donate_argnums)
     given = _checked(plan, microbatches, remat)
     costs = Costs(cost_db, False if given else profile)
     options = read_number(microbatches), batch_axes, read_remat(remat), plan_cache

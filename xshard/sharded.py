@@ -99,7 +99,10 @@ class ShardedStep:
         self._current = next((r for r in known if r is not None and _takes(r, state)), None)
         if self._current is None:
             self._runnable(self._arguments.call((state, *self._rest(args)), {}))
-        return jax.jit(init_fn, out_shardings=self.in_shardings[0])(*mine)
+        return self._created(init_fn, mine)
+
+    def _created(self, init_fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return jax.jit(init_fn, out_shardings=self.in_shardings[0])(*args)
 
     def audit(self, *args: Any, **kwargs: Any) -> Audit:
         """Compares the plan's collectives with those that XLA compiled.

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from xshard.errors import PipelineError
 from xshard.mpmd.layout import Layout
 from xshard.mpmd.program import Linked, Linker
 from xshard.mpmd.tape import ONCE, Action, Held, Run, Send, Tape, tape_of
@@ -45,7 +46,11 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         staged = self.staged
-        assert all(len(p) == 1 and p[0].start is None for p in (*staged.inputs, *staged.results))
+        if any(len(pieces) > 1 for pieces in (*staged.inputs, *staged.results)):
+            raise PipelineError(
+                "layers in a jax.lax.scan whose stacked weights are on several stages do not run "
+                "in a pipeline yet; unroll the loop over layers"
+            )
         self._inputs = [p[0].value for p in staged.inputs]
         self._results = [p[0].value for p in staged.results]
         homes = {v: self.schedule.placement[s] for v, s in staged.stage_of.items()}

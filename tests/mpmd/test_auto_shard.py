@@ -1,0 +1,77 @@
+"""`auto_shard(pipeline=...)`: an unmodified step in stages, called as any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import xshard
+from models.gpt3.step import make_train_step
+from tests.api.oracles import assert_close
+from tests.models.helpers import SMALL, jit
+from tests.mpmd import programs
+from tests.mpmd.programs import args, encoder_decoder, train
+from xshard.errors import MeshError, PipelineError
+
+CONFIG = SMALL.replace(
+    num_layers=2, hidden=32, seq_len=16, vocab=64, dropout=0.0, dtype="float32", batch=8
+)
+
+
+def _tokens(i: int) -> dict[str, np.ndarray]:
+    rows = np.random.default_rng(i).integers(0, CONFIG.vocab, (CONFIG.batch, CONFIG.seq_len + 1))
+    return {"inputs": rows[:, :-1].astype(np.int32), "targets": rows[:, 1:].astype(np.int32)}
+
+
+def test_gpt3_trains_as_on_one_device() -> None:
+    """Tied weights, clipping by the global norm, Adam, loss scaling, donated state."""
+    steps = make_train_step(CONFIG)
+    train, state = jit(steps.train), jit(steps.init)(jax.random.key(0))
+    step: Any = xshard.auto_shard(
+        steps.train, 8, pipeline=2, microbatches=4, schedule="1f1b", donate_argnums=0
+    )
+    mine = step.init(steps.init, jax.random.key(0), _tokens(0))
+    for i in range(2):
+        state, metrics = train(state, _tokens(i))
+        mine, found = step(mine, _tokens(i))
+        assert_close(found, metrics, 8.0)
+
+
+def test_a_plan_says_what_runs_where(tmp_path: Path) -> None:
+    step: Any = xshard.auto_shard(train(encoder_decoder), 2, pipeline=2, microbatches=4)
+    old = args()
+    new, _ = step(*old)
+    again, _ = step(new, old[1])
+    assert jax.tree.structure(again) == jax.tree.structure(old[0])
+    text = str(step.plan)
+    assert "2 groups of 1 devices" in text
+    assert "(tried 1f1b with 2 stages" in text
+    step.plan.trace(tmp_path / "plan.json")
+    events = json.loads((tmp_path / "plan.json").read_text())["traceEvents"]
+    tasks = [e for e in events if e["ph"] == "X" and e["cat"] != "transfer"]
+    assert len(tasks) == sum(map(len, step.plan.schedule.rows))
+    moments = step.in_shardings[0][1][1][0].mu["layers"]
+    assert [m["up"].device_set for m in moments] == [
+        p["up"].device_set for p in step.in_shardings[0][0]["layers"]
+    ]
+
+
+WRONG = [
+    ({"pipeline": 0}, PipelineError, "pipeline=0 is no number of groups"),
+    ({"pipeline": 3}, MeshError, "mesh data=8 cannot be cut into 3 equal groups"),
+    ({"schedule": "fast"}, PipelineError, "schedule='fast' is unknown; use 'auto' or one of 'gp"),
+    ({"microbatches": "auto"}, PipelineError, "needs a number of microbatches, not 'auto'"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "message"), WRONG)
+def test_bad_input(options: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        xshard.auto_shard(
+            programs.train(programs.tied), 8, **{"pipeline": 2, "microbatches": 2, **options}
+        )
