@@ -23,7 +23,7 @@ from xshard.plan.records import (
     PlannedCollective,
     PlannedOp,
 )
-from xshard.solve.draft import Assignment, Draft, decode
+from xshard.solve.draft import Assignment, Draft, Use, copies_of, decode
 from xshard.solve.memory import Timeline
 from xshard.solve.problem import FORBIDDEN, Solution
 from xshard.spec import Spec, num_shards
@@ -176,7 +176,7 @@ def moves(d: Draft, a: Assignment) -> Iterator[tuple[int, Spec, Spec, int, int |
 
     Uses of a value in one phase share a resharded copy, and what is made of it for the same spec.
     """
-    wanted: dict[tuple[int, str, Spec, Spec], tuple[int, int]] = {}
+    wanted: dict[tuple[int, str, Spec, Spec], list[Use]] = {}
     for use in d.uses:
         op, kept = d.op(use.op), a.specs[use.value]
         need = a.strategies[use.op].operands[use.k]
@@ -184,9 +184,9 @@ def moves(d: Draft, a: Assignment) -> Iterator[tuple[int, Spec, Spec, int, int |
         for src, dst in ((kept, copy), (copy, need)):
             key = use.value, op.phase, src, dst
             if src != dst:
-                wanted[key] = max(use.count, wanted.get(key, (0, 0))[0]), use.op
-    for (vc, _, src, dst), (count, c) in wanted.items():
-        yield vc, src, dst, count, c
+                wanted.setdefault(key, []).append(use)
+    for (vc, _, src, dst), uses in wanted.items():
+        yield vc, src, dst, copies_of(uses), uses[-1].op
     for (made, kept), count in d.ties.items():
         if a.specs[made] != a.specs[kept]:
             yield made, a.specs[made], a.specs[kept], count, None

@@ -13,7 +13,7 @@ from tests.solve.problems import brute_force, random_problem
 from tests.steps import array, mlp, mlp_params, state, train
 from xshard.errors import PinError
 from xshard.solve.check import objective_of
-from xshard.solve.draft import Draft, Pin, decode
+from xshard.solve.draft import Draft, Pin, Use, copies_of, decode
 from xshard.solve.problem import FORBIDDEN, Solution
 from xshard.solve.search import solve
 from xshard.spec import MeshShape
@@ -173,6 +173,19 @@ def test_readers_share_one_copy() -> None:
         for op, s in zip(d.graph.ops, a.strategies, strict=True)
     )
     assert solved(d).objective == ops + gather
+
+
+READERS = [
+    # value -> times that each of two ops reads it, copies in a step
+    ({7: 4}, {7: 4}, 4),
+    ({7: 4}, {8: 4}, 8),  # two values of one class, such as queries and keys
+    ({7: 1, 8: 1}, {7: 4}, 5),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "copies"), READERS)
+def test_a_copy_is_of_one_value(one: Any, other: Any, copies: int) -> None:
+    assert copies_of([Use(0, 1, 0, one), Use(0, 2, 1, other)]) == copies
 
 
 def test_a_chain_is_one_node() -> None:

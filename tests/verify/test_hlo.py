@@ -64,9 +64,9 @@ def test_one_instruction(op: str, groups: str, kind: str, axes: str, size: int, 
 
 
 def test_groups_of_no_axes_keep_their_text() -> None:
-    c = one(entry("%r = f32[8] all-reduce(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}"))
+    c = one(entry("%r = f32[8] all-reduce(%x), replica_groups={{0,5},{1,4},{2,7},{3,6}}"))
     assert (c.axes, c.group_size, c.recognised) == ((), 2, False)
-    assert c.groups == "{{0,1},{2,3},{4,5},{6,7}}"
+    assert c.groups == "{{0,5},{1,4},{2,7},{3,6}}"
 
 
 LOOPS = """

@@ -24,7 +24,7 @@ from xshard.errors import PinError
 from xshard.ir.fold import Classes, signature
 from xshard.ir.graph import Graph, Op, Value
 from xshard.rules.rule import Rule
-from xshard.solve.draft import Draft, Ints, Pin, Prices, Returned, Use
+from xshard.solve.draft import Draft, Ints, Pin, Prices, Returned, Use, copies_of
 from xshard.solve.followers import followers
 from xshard.solve.problem import FORBIDDEN
 from xshard.spec import MeshShape, Spec, num_shards
@@ -224,7 +224,7 @@ def _add_uses(d: Draft) -> None:
     for (vc, phase), uses in groups.items():
         node, index = d.stored[vc]
         if len(uses) > 1:
-            node, index = _add_copy(d, vc, phase, max(u.count for u in uses))
+            node, index = _add_copy(d, vc, phase, copies_of(uses))
         for use in uses:
             _add_use(d, use, node, index)
 
@@ -254,14 +254,15 @@ def _add_copy(d: Draft, vc: int, phase: str, count: int) -> tuple[int, Ints]:
 
 
 def _collect_uses(d: Draft) -> list[Use]:
-    counts: dict[tuple[int, int, int], int] = {}
+    found: dict[tuple[int, int, int], dict[int, int]] = {}
     value_class, op_class = d.classes.value_class.tolist(), d.classes.op_class.tolist()
     for op in d.graph.ops:
         for k, v in enumerate(op.inputs):
             if v is not None:
                 key = value_class[v], op_class[op.id], k
-                counts[key] = counts.get(key, 0) + _times(d.graph, op, v)
-    return [Use(*key, count) for key, count in sorted(counts.items())]
+                times = found.setdefault(key, {})
+                times[v] = max(times.get(v, 0), _times(d.graph, op, v))
+    return [Use(*key, found[key]) for key in sorted(found)]
 
 
 def _times(graph: Graph, op: Op, v: int) -> int:

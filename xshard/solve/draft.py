@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -55,12 +55,30 @@ class Prices(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Operand `k` of op class `op` reads value class `value`, `count` times a step."""
+    """Operand `k` of op class `op` reads value class `value`.
+
+    Attributes:
+      times: how often a step reshards each value of the class that is read, for these ops alone.
+    """
 
     value: int
     op: int
     k: int
-    count: int
+    times: Mapping[int, int]
+
+    @property
+    def count(self) -> int:
+        """How often a step reshards for this use alone."""
+        return copies_of([self])
+
+
+def copies_of(uses: Iterable[Use]) -> int:
+    """How often a step reshards for uses in one phase that share copies of each value."""
+    most: dict[int, int] = {}
+    for use in uses:
+        for v, times in use.times.items():
+            most[v] = max(times, most.get(v, 0))
+    return sum(most.values())
 
 
 @dataclass(slots=True)

@@ -51,7 +51,7 @@ def parse_braces(text: str) -> Groups:
 
 
 def axes_of_groups(groups: Groups, mesh_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The axes whose devices form each group; None when no set of axes does.
+    """The axes along which each group's devices lie, all of them or some; None for other groups.
 
     Device `i` of the logical order has the row-major coordinates of `i` in `mesh_shape`.
     """
@@ -60,8 +60,11 @@ def axes_of_groups(groups: Groups, mesh_shape: tuple[int, ...]) -> tuple[int, ..
     if max(max(group) for group in groups) >= math.prod(mesh_shape):
         return None
     axes = _varying(groups[0], mesh_shape)
-    expected = {tuple(sorted(group)) for group in _cosets(mesh_shape, axes)}
-    return axes if {tuple(sorted(group)) for group in groups} == expected else None
+    whole = sorted(device for group in groups for device in group) == list(
+        range(math.prod(mesh_shape))
+    )
+    boxes = all(_varying(g, mesh_shape) == axes and _is_box(g, mesh_shape) for g in groups)
+    return axes if whole and boxes else None
 
 
 def axes_of_pairs(pairs: Groups, mesh_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -135,18 +138,21 @@ def _iota(dims: list[int], order: list[int]) -> list[int]:
 
 def _varying(devices: tuple[int, ...], mesh_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which the coordinates of `devices` are not all the same."""
+    return tuple(i for i, n in enumerate(_extents(devices, mesh_shape)) if n > 1)
+
+
+def _is_box(devices: tuple[int, ...], mesh_shape: tuple[int, ...]) -> bool:
+    """Whether `devices` are all combinations of the coordinates that they have."""
+    return math.prod(_extents(devices, mesh_shape)) == len(devices)
+
+
+def _extents(devices: tuple[int, ...], mesh_shape: tuple[int, ...]) -> list[int]:
+    """How many coordinates `devices` have along each axis."""
     strides = [math.prod(mesh_shape[i + 1 :]) for i in range(len(mesh_shape))]
-    return tuple(
-        axis
-        for axis, (size, stride) in enumerate(zip(mesh_shape, strides, strict=True))
-        if len({device // stride % size for device in devices}) > 1
-    )
-
-
-def _cosets(mesh_shape: tuple[int, ...], axes: tuple[int, ...]) -> Groups:
-    others = [i for i in range(len(mesh_shape)) if i not in axes]
-    flat = _iota(list(mesh_shape), [*others, *axes])
-    return _batched(flat, math.prod(mesh_shape[i] for i in axes))
+    return [
+        len({device // stride % size for device in devices})
+        for size, stride in zip(mesh_shape, strides, strict=True)
+    ]
 
 
 def _batched(flat: list[int], size: int) -> Groups:
