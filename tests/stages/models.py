@@ -15,7 +15,7 @@ import optax
 from models.gpt3.config import TINY
 from models.gpt3.step import make_train_step
 
-BATCH, LENGTH, WIDTH, VOCAB = 8, 6, 8, 16
+BATCH, LENGTH, WIDTH, VOCAB = 8, 6, 8, 20
 Case = tuple[Callable[..., Any], tuple[Any, ...]]
 ADAM = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
 from tests.microbatch import programs
 from tests.models.helpers import assert_trees_close
 from tests.stages import models
-from tests.stages.steps import assert_alike, cuttable_step
+from tests.stages.steps import assert_alike, cuttable_step, results
 from xshard.errors import PipelineError
 from xshard.stages.staged import Staged
 
@@ -93,11 +93,20 @@ def test_the_norm_of_all_gradients_takes_two_more_waves() -> None:
     assert after == [(0, 0), (0, 1), (1, 0), (2, 1)]
 
 
+def test_gradients_of_weights_are_a_part_of_their_own() -> None:
+    step, args = models.plain()
+    cut = cuttable_step(step, args, 2).into((1, 1), split_backward=True)
+    NEAR(results(cut, step, args), jax.jit(step)(*args))
+    parts = {(p.part, p.stage): p for p in cut.programs}
+    shares = {t.share for t in cut.totals}
+    assert shares.isdisjoint(parts["bwd", 1].makes)
+    assert "dot_general" in str(parts["bwd_weight", 0].closed_jaxpr)
+    assert all(shares.issuperset(parts["bwd_weight", s].makes) for s in (0, 1))
+
+
 def test_bad_cuts_are_refused() -> None:
     found = cuttable_step(*models.plain(), 2)
     with pytest.raises(PipelineError, match=r"9 pipeline stages .* has 2 layers"):
         found.balanced(9)
     with pytest.raises(PipelineError, match=r"stages of 1, 0 layers"):
         found.into((1, 0))
-    with pytest.raises(PipelineError, match=r"nothing in the step depends on the batch"):
-        cuttable_step(lambda s, b: (s + 1, b.sum() * 0), (jnp.zeros(3), np.ones((4, 2))), 3)

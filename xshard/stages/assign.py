@@ -27,24 +27,24 @@ class Body:
 
     Attributes:
       forward: the chain that boundaries cut, in program order.
-      light: forward nodes that read no array but the batch (masks, targets, random bits): each is
-        made on every stage that reads it.
+      light: nodes that read no array but the batch (masks, targets, random bits): each runs on
+        every stage that reads it.
       backward: what autodiff made, and what depends on that.
       free: values that are made wherever they are read.
+      late: values that the backward pass makes.
     """
 
     forward: tuple[Node, ...]
     light: tuple[Node, ...]
     backward: tuple[Node, ...]
     free: frozenset[int]
+    late: frozenset[int]
 
 
 def body_of(flat: Flat, kinds: Kinds, free: frozenset[int]) -> Body:
     """Tells the nodes of the body apart; drops those that nothing needs."""
     needed = _needed(flat)
-    backward: list[Node] = []
-    forward: list[Node] = []
-    light: list[Node] = []
+    forward, light, backward = list[Node](), list[Node](), list[Node]()
     late, small = set[int](), set(free)
     small.update(v for v in _outer(flat) if flat.avals[v].size <= _SMALL)
     for node in flat.body:
@@ -52,15 +52,16 @@ def body_of(flat: Flat, kinds: Kinds, free: frozenset[int]) -> Body:
             continue
         if kinds.is_backward(node) or not late.isdisjoint(node.reads):
             late.update(node.outs)
-            backward.append(node)
-        elif _is_chained(node, kinds) or not small.issuperset(node.reads):
-            forward.append(node)
-        else:
+        if not _is_chained(node, kinds) and small.issuperset(node.reads):
             small.update(node.outs)
             light.append(node)
+        elif late.isdisjoint(node.outs):
+            forward.append(node)
+        else:
+            backward.append(node)
     if not forward:
         forward, light = light, []
-    return Body(tuple(forward), tuple(light), tuple(backward), free)
+    return Body(tuple(forward), tuple(light), tuple(backward), free, frozenset(late))
 
 
 def _is_chained(node: Node, kinds: Kinds) -> bool:
@@ -86,7 +87,8 @@ def _needed(flat: Flat) -> set[Node]:
 def assign(flat: Flat, body: Body, boundaries: Sequence[int]) -> Stages:
     """Places all nodes of the body; stage s + 1 begins with forward node number boundaries[s]."""
     behind = sources(flat, body.free)
-    stages = Stages(len(boundaries) + 1, backward=set(body.backward))
+    late = {n for n in (*body.light, *body.backward) if not body.late.isdisjoint(n.outs)}
+    stages = Stages(len(boundaries) + 1, backward=late)
     for i, node in enumerate(body.forward):
         stages.put(node, sum(b <= i for b in boundaries))
     read_on = _readers(body.forward, stages, behind)

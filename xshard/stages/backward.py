@@ -74,3 +74,17 @@ class _Placer:
             if all(stage in self.fixed[v] or self.stages.made[v] == stage for v in above):
                 return stage
         return highest
+
+
+def weight_nodes(flat: Flat, stages: Stages) -> set[Node]:
+    """The backward nodes whose results go to totals of their stage only: gradients of weights."""
+    found: set[Node] = set()
+    waited: set[int] = {s.row for s in flat.stacks}
+    for node in reversed(flat.body):
+        stage = stages.of.get(node)
+        if node in stages.backward and waited.isdisjoint(node.outs) and not node.eqn.effects:
+            found.add(node)
+            waited.update(v for v in node.reads if stages.made.get(v) != stage)
+        else:
+            waited.update(node.reads)
+    return found

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from xshard._jax import ClosedJaxpr, Literal
 from xshard.errors import PipelineError
 from xshard.stages.assign import Body, assign, body_of
+from xshard.stages.backward import weight_nodes
 from xshard.stages.flat import Flat, Node, flatten
 from xshard.stages.kinds import Kinds, free_values
 from xshard.stages.once import place_once
 from xshard.stages.programs import Slot, programs_of
 from xshard.stages.spread import split_totals, spread
-from xshard.stages.staged import Piece, Staged
+from xshard.stages.staged import Part, Piece, Staged
 from xshard.stages.units import Unit, balanced, units_of
 from xshard.stages.unstack import unstack
 
@@ -34,8 +35,11 @@ class Cuttable:
     body: Body
     units: tuple[Unit, ...]
 
-    def into(self, counts: Sequence[int]) -> Staged:
+    def into(self, counts: Sequence[int], *, split_backward: bool = False) -> Staged:
         """Stages of so many units each.
+
+        Args:
+          split_backward: what only totals wait for, the gradients of weights, is a part of its own.
 
         Raises:
           PipelineError: these are not all units, or a stage has none.
@@ -51,12 +55,12 @@ class Cuttable:
             if unit.layer:
                 cuts.setdefault(self.body.forward[unit.start], []).append(unit.layer)
         if not cuts:
-            return _staged(self.flat, self.body, [u.start for u in first])
+            return _staged(self.flat, self.body, [u.start for u in first], split_backward)
         bounds = {n: (0, *layers, n.eqn.params["length"]) for n, layers in cuts.items()}
         flat, stand_for = unstack(self.flat, bounds)
         body = body_of(flat, self.kinds, free_values(flat, self.kinds))
         starts = [self._begins(u, cuts, stand_for, body) for u in first]
-        return _staged(flat, body, starts)
+        return _staged(flat, body, starts, split_backward)
 
     def _begins(
         self, unit: Unit, cuts: Mapping[Node, list[int]], stand_for: Mapping[Node, list[Node]],
@@ -102,15 +106,16 @@ def cuttable(jaxpr: ClosedJaxpr, microbatches: int, least: int = 1) -> Cuttable:
     return Cuttable(flat, kinds, body, units)
 
 
-def _staged(flat: Flat, body: Body, starts: Sequence[int]) -> Staged:
+def _staged(flat: Flat, body: Body, starts: Sequence[int], split_backward: bool) -> Staged:
     flat, stages = spread(flat, assign(flat, body, starts))
     flat = split_totals(flat, stages)
     once = place_once(flat, stages, body.free)
     slots: dict[Node, Slot] = {n: (once.of[n], "before", once.wave[n]) for n in once.before}
+    apart = weight_nodes(flat, stages) if split_backward else set[Node]()
     for node in flat.body:
         if node in stages.of:
-            part = "bwd" if node in stages.backward else "fwd"
-            slots[node] = stages.of[node], part, 0
+            late: Part = "bwd_weight" if node in apart else "bwd"
+            slots[node] = stages.of[node], late if node in stages.backward else "fwd", 0
     slots |= {n: (once.of[n], "after", once.wave[n]) for n in once.after}
     consts = dict(flat.consts)
     results = [_result(flat, consts, atom) for atom in flat.results]

@@ -1,0 +1,236 @@
+"""Specs for a stage of a pipeline: one problem for all that the stage runs in a step.
+
+The forward and backward programs of one microbatch, the sums over the microbatches and the update
+are one graph (`xshard.stages.graph`), so that a weight has one spec in all of them. Memory counts
+the residuals of every microbatch that the schedule has in flight on the stage. Stages with equal
+graphs are solved once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from xshard._jax import auto_mesh
+from xshard.cost.cluster import Cluster
+from xshard.cost.measured import Measured
+from xshard.cost.measured_prices import prices_of
+from xshard.ir.graph import Address
+from xshard.plan.plan import Plan
+from xshard.planning import Modelled, Prepared, Request, described, fastest, model, prepare
+from xshard.run.annotate import Constraints, annotate
+from xshard.run.constraints import constraints_of, partition_spec
+from xshard.spec import MeshShape, Spec
+from xshard.stages.graph import StageGraph, stage_graph
+from xshard.stages.staged import PER_MICROBATCH, Staged
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """A stage with its plan, whose arrays and ops are those of the stage's graph.
+
+    Attributes:
+      part_ns: by part ("fwd", "bwd", ...), the time of one microbatch, or of the step.
+    """
+
+    graph: StageGraph
+    prepared: Prepared
+    plan: Plan
+    part_ns: Mapping[str, int]
+
+    def spec(self, value: int) -> Spec | None:
+        """How a value of the staged step lies on the stage."""
+        if value not in self.graph.ids:
+            return None
+        classes = self.prepared.classes
+        return self.plan.values[int(classes.value_class[self.graph.ids[value]])]
+
+
+@dataclass(slots=True)
+class StageSolver:
+    """Plans stages; those that were planned before, with as many microbatches in flight, are kept.
+
+    Attributes:
+      mesh, cluster: of one stage's devices.
+      memory_limit: bytes of a device.
+    """
+
+    mesh: MeshShape
+    cluster: Cluster
+    memory_limit: int | None = None
+    time_limit_s: float = 60.0
+    measured: Measured | None = None
+    known: dict[tuple[str, int, int | None], tuple[Modelled, Plan]] = field(default_factory=dict)
+
+    def plan(
+        self, staged: Staged, graph: StageGraph, in_flight: int, pins: Mapping[int, Spec]
+    ) -> StagePlan:
+        """The best plan of a stage.
+
+        Args:
+          pins: specs of the staged step's values that are decided.
+
+        Raises:
+          InfeasibleError: none fits the memory limit.
+        """
+        ids = graph.ids
+        request = Request(
+            graph.traced, self.mesh, self.cluster,
+            pins={ids[v]: spec for v, spec in pins.items() if v in ids},
+            ties=graph.ties, donated=graph.donated, memory_limit=self.memory_limit,
+            time_limit_s=self.time_limit_s, measured=self.measured,
+        )  # fmt: skip
+        prepared = _in_memory(prepare(request), graph)
+        key = prepared.fingerprint, in_flight, self.memory_limit
+        if key not in self.known:
+            self.known[key] = self._solved(prepared, graph, in_flight)
+        plan = self.known[key][1]
+        return StagePlan(graph, prepared, plan, _part_ns(staged, graph, prepared, plan))
+
+    def _solved(
+        self, prepared: Prepared, graph: StageGraph, in_flight: int
+    ) -> tuple[Modelled, Plan]:
+        modelled = with_in_flight(model(prepared), graph.held, in_flight)
+        return modelled, described(*fastest([modelled]))
+
+
+def _in_memory(prepared: Prepared, graph: StageGraph) -> Prepared:
+    """What goes from one program to another has a buffer, though one program would not keep it."""
+    stored, buffer = list(prepared.storage.stored), prepared.storage.buffer
+    for v in (*graph.crossing, *graph.held):
+        stored[buffer[v]] = True
+    storage = replace(prepared.storage, stored=tuple(stored))
+    r = prepared.request
+    prices = prices_of(r.traced.graph, storage, r.cluster, r.mesh, r.measured)
+    return replace(prepared, storage=storage, prices=prices)
+
+
+def with_in_flight(modelled: Modelled, held: frozenset[int], in_flight: int) -> Modelled:
+    """The problem with the residuals of all microbatches in flight but the one that is computed."""
+    line, buffer = modelled.timeline, modelled.prepared.storage.buffer
+    buffers = np.array(sorted({buffer[v] for v in held}), dtype=np.int64)
+    more = np.flatnonzero((line.owner >= 0) & np.isin(line.value, buffers) & (in_flight > 1))
+    start = np.zeros(len(more), dtype=np.int64)
+    longer = replace(
+        line,
+        owner=np.concatenate([line.owner, line.owner[more]]),
+        first=np.concatenate([line.first, start]),
+        last=np.concatenate([line.last, start + line.num_times - 1]),
+        weight=np.concatenate([line.weight, line.weight[more] * (in_flight - 1)]),
+        value=np.concatenate([line.value, line.value[more]]),
+    )
+    return replace(modelled, timeline=longer)
+
+
+def _part_ns(staged: Staged, graph: StageGraph, prepared: Prepared, plan: Plan) -> dict[str, int]:
+    """The plan's time by part; communication goes with the parts as their computation does."""
+    ops = prepared.request.traced.graph.ops
+    part_of = [""] * (max(graph.stops, default=0) + 1)
+    for place, start, stop in zip(graph.programs, graph.starts, graph.stops, strict=True):
+        part_of[start:stop] = [staged.programs[place].part] * (stop - start)
+    found: dict[str, int] = {}
+    for c, planned in enumerate(plan.ops):
+        at = ops[prepared.classes.members[c][0]].address[0]
+        part = part_of[at] if at < len(part_of) else ""
+        found[part or "after"] = found.get(part or "after", 0) + planned.time_ns
+    compute = max(sum(found.values()), 1)
+    scale = plan.objective_ns / compute
+    return {
+        part: round(ns * scale / (staged.microbatches if part in PER_MICROBATCH else 1))
+        for part, ns in found.items()
+    }
+
+
+@dataclass(slots=True)
+class StagePlans:
+    """Plans of all stages of a staged step.
+
+    Attributes:
+      placement: by stage, its group of devices.
+      in_flight: by stage, the microbatches whose residuals it holds at most.
+      ties: result value -> the argument value whose next value it is.
+      names: of argument values.
+      donated: argument values whose memory the step may reuse.
+      specs: (value, group) -> spec.
+    """
+
+    staged: Staged
+    placement: Sequence[int]
+    in_flight: Sequence[int]
+    solver: StageSolver
+    ties: Mapping[int, int]
+    names: Mapping[int, str] = field(default_factory=dict)
+    donated: frozenset[int] = frozenset()
+    specs: dict[tuple[int, int], Spec] = field(default_factory=dict)
+    stages: list[StagePlan] = field(default_factory=list)
+
+    def make(self) -> StagePlans:
+        """Plans everything; a value that two stages of a group read has one spec there."""
+        for stage in range(self.staged.num_stages):
+            group = self.placement[stage]
+            graph = stage_graph(self.staged, stage, self.names, self.ties, self.donated)
+            pins = {v: s for (v, g), s in self.specs.items() if g == group}
+            made = self.solver.plan(self.staged, graph, self.in_flight[stage], pins)
+            self.stages.append(made)
+            for v in graph.ids:
+                spec = made.spec(v)
+                if spec is not None:
+                    self.specs.setdefault((v, group), spec)
+            for s in self.staged.stacks:
+                if (s.row, group) in self.specs:
+                    self.specs[s.stacked, group] = ((), *self.specs[s.row, group])
+        return self
+
+    def layout(
+        self, meshes: Sequence[Mesh]
+    ) -> tuple[dict[tuple[int, int], PartitionSpec], dict[int, Callable[..., Any]]]:
+        """(specs by value and group, annotated programs by their places)."""
+        specs = {(v, g): partition_spec(s, meshes[g]) for (v, g), s in self.specs.items()}
+        bodies = {
+            place: body
+            for stage, made in enumerate(self.stages)
+            for place, body in self._bodies(made, meshes[self.placement[stage]])
+        }
+        return specs, bodies
+
+    def task_ns(self) -> dict[tuple[int, str], int]:
+        """By stage and part, the time of one microbatch, or of the step."""
+        return {(s, part): ns for s, made in enumerate(self.stages)
+                for part, ns in made.part_ns.items()}  # fmt: skip
+
+    def _bodies(self, made: StagePlan, mesh: Mesh) -> Iterator[tuple[int, Callable[..., Any]]]:
+        prepared = made.prepared
+        traced = prepared.request.traced
+        told = constraints_of(
+            made.plan, traced.graph, prepared.classes, prepared.rules, auto_mesh(mesh),
+            prepared.prices.path,
+        )  # fmt: skip
+        for place, start, stop in zip(
+            made.graph.programs, made.graph.starts, made.graph.stops, strict=True
+        ):
+            jaxpr = self.staged.programs[place].closed_jaxpr
+            part = replace(traced, closed_jaxpr=jaxpr, consts=())
+            yield place, annotate(part, within(told, start, stop))
+
+
+def within(told: Constraints, start: int, stop: int) -> Constraints:
+    """The constraints of equations start:stop, as those of a program that begins with them."""
+
+    def moved(key: tuple[Address, int]) -> tuple[Address, int] | None:
+        (first, *rest), k = key
+        return ((first - start, *rest), k) if start <= first < stop else None
+
+    def kept(table: Mapping[Any, Any]) -> dict[Any, Any]:
+        return {new: x for key, x in table.items() if (new := moved(key)) is not None}
+
+    shared = {
+        key: first for key, old in kept(told.shared).items() if (first := moved(old)) is not None
+    }
+    return Constraints(
+        told.mesh, kept(told.results), kept(told.operands), shared,
+        frozenset(k for key in told.barriers if (k := moved(key)) is not None),
+    )  # fmt: skip
