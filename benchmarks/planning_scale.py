@@ -69,7 +69,8 @@ def measure(
     began, cpu = time.perf_counter(), time.process_time()
     plan = xshard.plan(
         fun, *avals, cluster=f"{options.device}:{devices // 8}x8", mesh=(devices // WIDTH, WIDTH),
-        memory_limit=options.memory_limit, time_limit=options.time_limit, plan_cache=False,
+        memory_limit=options.memory_limit, time_limit=options.time_limit,
+        microbatches=options.microbatches, plan_cache=False,
     )  # fmt: skip
     spent, wall = time.process_time() - cpu, time.perf_counter() - began
     state = avals[0]["params"]
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument(
         "--memory-limit", default="1000TB", help="a device's; the default binds not"
     )
+    parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--plot", type=Path, help="an SVG file")
     parser.add_argument("--json", type=Path, help="write every figure there")
     options = parser.parse_args()

@@ -96,11 +96,16 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Modelled:
-    """The problem of a prepared request."""
+    """The problem of a prepared request.
+
+    Attributes:
+      crowded: moments that answers under a limit have exceeded; the next search begins with them.
+    """
 
     prepared: Prepared
     draft: Draft
     timeline: Timeline
+    crowded: list[Row] = field(default_factory=list[Row])
 
     def problem(self, limit: int | None, rows: tuple[Row, ...]) -> Problem:
         """The plain instance, with these rows of live memory."""
@@ -137,7 +142,7 @@ def described(chosen: Modelled, solution: Solution) -> Plan:
         fingerprint=chosen.prepared.fingerprint, limit=request.memory_limit,
     )  # fmt: skip
     explain = alternatives(chosen.draft, chosen.timeline, plan, request.traced, solution,
-                           lambda d: limited(replace(chosen, draft=d), blaming=False))  # fmt: skip
+                           lambda d: _other(replace(chosen, draft=d)))  # fmt: skip
     return replace(
         plan,
         microbatches=request.microbatches,
@@ -250,12 +255,11 @@ def _within_limit(m: Modelled, free: Solution, below: int | None = None) -> Solu
     return _search(m, limit, diagnose=False, below=below)
 
 
-def limited(modelled: Modelled, meshes: int = 1, *, blaming: bool = True) -> Solution:
+def limited(modelled: Modelled, meshes: int = 1) -> Solution:
     """The best choices under the request's memory limit.
 
     Args:
       meshes: how many were tried, of which this one came nearest.
-      blaming: whether the error says which pins are at fault.
 
     Raises:
       InfeasibleError: with the smallest limit that is feasible.
@@ -263,7 +267,19 @@ def limited(modelled: Modelled, meshes: int = 1, *, blaming: bool = True) -> Sol
     limit = modelled.prepared.request.memory_limit
     answer = _search(modelled, limit, diagnose=True)
     if isinstance(answer, Infeasible):
-        raise _infeasible(modelled, answer, limit, meshes, blaming=blaming)
+        raise _infeasible(modelled, answer, limit, meshes)
+    return answer
+
+
+def _other(modelled: Modelled) -> Solution:
+    """The best choices of a draft with one value fixed otherwise, from the same crowded moments.
+
+    Raises:
+      InfeasibleError: none fit; no smaller limit is looked for.
+    """
+    answer = _search(modelled, modelled.prepared.request.memory_limit, diagnose=False)
+    if isinstance(answer, Infeasible):
+        raise InfeasibleError("nothing fits with this sharding")
     return answer
 
 
@@ -333,7 +349,7 @@ def _search(
     """
     d, timeline = modelled.draft, modelled.timeline
     end = min(end, time.monotonic() + modelled.prepared.request.time_limit_s)
-    rows = first_rows(d, timeline) if limit is not None else ()
+    rows = (*first_rows(d, timeline), *modelled.crowded) if limit is not None else ()
     hint: tuple[int, ...] | None = None
     answer: Solution | Infeasible = Infeasible(None)
     for _ in range(MOST_ROUNDS):
@@ -349,6 +365,7 @@ def _search(
         more = violated(d, timeline, answer.choices, most)
         if not more:
             return answer
+        modelled.crowded.extend(more)
         rows, hint = (*rows, *more), answer.choices
     if isinstance(answer, Solution):
         answer = Infeasible(int(timeline.curve(d, answer.choices).max()), answer.choices)
@@ -356,9 +373,9 @@ def _search(
 
 
 def _infeasible(
-    modelled: Modelled, answer: Infeasible, limit: int | None, meshes: int, *, blaming: bool = True
+    modelled: Modelled, answer: Infeasible, limit: int | None, meshes: int
 ) -> InfeasibleError:
-    culprits = _culprits(modelled) if blaming else []
+    culprits = _culprits(modelled)
     if answer.smallest_limit is None or answer.choices is None or limit is None:
         return InfeasibleError(_CONTRADICTION + blame(culprits, "at all"))
     d, timeline = modelled.draft, modelled.timeline
