@@ -24,8 +24,9 @@ from jax.sharding import AxisType, Mesh
 
 __all__ = [
     "ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Var", "auto_mesh", "closed", "consts_of",
-    "equation_context", "free_of_mesh", "has_explicit_axes", "has_mesh", "holds_shard_map",
-    "inlined", "is_array_aval", "is_ordered_debugging", "is_user_file", "lowered", "made_of",
+    "equation_context", "expanded", "free_of_mesh", "has_explicit_axes", "has_mesh",
+    "holds_shard_map", "inlined", "is_array_aval", "is_ordered_debugging", "is_user_file",
+    "lowered", "made_of",
     "needed_for", "needs_devices", "opened", "retraced", "retraced_at", "scan_counts",
     "scopes_and_transforms", "source_line", "sub_jaxprs",
     "threefry_bits", "typeof", "unsharded",
@@ -142,6 +143,59 @@ def lowered(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     )
     low, _, consts = pe.trace_to_jaxpr_dynamic(wrapped, [v.aval for v in inner.invars], lower=True)
     return closed(low, consts)
+
+
+def expanded(jaxpr: Any) -> Any:
+    """The jaxpr, open or closed, with primitives of other libraries as calls of what they do.
+
+    What a primitive does is its implementation, if that can be traced; JAX's own are left alone.
+    """
+    inner = opened(jaxpr)
+    eqns = [_expanded(eqn) for eqn in inner.eqns]
+    if all(new is old for new, old in zip(eqns, inner.eqns, strict=True)):
+        return jaxpr
+    new = inner.replace(eqns=eqns)
+    return closed(new, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else new
+
+
+def _expanded(eqn: JaxprEqn) -> JaxprEqn:
+    body = _implementation(eqn)
+    if body is not None:
+        return eqn.replace(primitive=core.closed_call_p, params={"call_jaxpr": body})
+    params = {name: _expanded_below(value) for name, value in eqn.params.items()}
+    same = all(params[name] is value for name, value in eqn.params.items())
+    return eqn if same else eqn.replace(params=params)
+
+
+def _expanded_below(value: Any) -> Any:
+    if isinstance(value, Jaxpr | ClosedJaxpr):
+        return expanded(value)
+    if type(value) not in (tuple, list):
+        return value
+    items = [_expanded_below(item) for item in value]
+    same = all(new is old for new, old in zip(items, value, strict=True))
+    return value if same else type(value)(items)
+
+
+def _implementation(eqn: JaxprEqn) -> ClosedJaxpr | None:
+    """What a primitive of another library does, as a jaxpr; None if it does not say."""
+    fun = getattr(eqn.primitive, "impl", None)
+    while isinstance(fun, functools.partial):
+        fun = fun.func
+    code = getattr(fun, "__code__", None)
+    if eqn.effects or code is None or code.co_filename.startswith(_JAX):
+        return None
+    try:
+        with eqn.ctx.manager, free_of_mesh():
+            made = jax.make_jaxpr(lambda *xs: eqn.primitive.impl(*xs, **eqn.params))(
+                *[v.aval for v in eqn.invars]
+            )
+    except Exception:  # it computes with numbers, or in another language
+        return None
+    types = [(a.shape, a.dtype) for a in made.out_avals]
+    if types != [(v.aval.shape, v.aval.dtype) for v in eqn.outvars]:
+        return None
+    return None if any(e.primitive is eqn.primitive for e in opened(made).eqns) else expanded(made)
 
 
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:

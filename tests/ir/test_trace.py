@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Primitive  # noqa: TID251  (a user's own)
 
 from xshard.errors import TraceError
 from xshard.ir.graph import Graph
@@ -288,3 +289,20 @@ def test_messages_of_jax_name_the_arguments_by_their_paths() -> None:
     args = ({"m": array(2), "n": array()}, array(2))
     with pytest.raises(jax.errors.TracerBoolConversionError, match=NAMED):
         trace(pick, args)
+
+
+def test_a_primitive_of_another_library_is_what_it_is_implemented_with() -> None:
+    """At any depth; one that computes with numbers of its own stays as it is."""
+    doubled, opaque = Primitive("doubled"), Primitive("opaque")
+    for primitive in (doubled, opaque):
+        primitive.def_abstract_eval(lambda x: x)
+    doubled.def_impl(lambda x: x + jnp.sin(x))
+    opaque.def_impl(lambda x: np.asarray(x) * 2)
+
+    def step(x: Any) -> Any:
+        return jax.lax.fori_loop(0, 3, lambda _, x: doubled.bind(x), opaque.bind(x))
+
+    traced = trace(step, (array(4),))
+    assert ops(traced, "sin")
+    assert ops(traced, "opaque")
+    assert not ops(traced, "doubled")

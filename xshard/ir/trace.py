@@ -13,6 +13,7 @@ import jax
 from xshard._jax import (
     ClosedJaxpr,
     consts_of,
+    expanded,
     has_explicit_axes,
     is_user_file,
     lowered,
@@ -84,7 +85,7 @@ def trace(
     avals = tuple(_aval(leaf, path) for leaf, path in zip(leaves, paths, strict=True))
     flat = _flat(fun, static, in_tree, paths)
     jaxpr, out = _make_jaxpr(flat, leaves, avals, _kind_name(fun))
-    jaxpr = without_dead_code(lowered(jaxpr))
+    jaxpr = without_dead_code(expanded(lowered(jaxpr)))
     graph, consts = build_graph(jaxpr, paths)
     return Traced(
         jaxpr, graph, in_tree, jax.tree.structure(out), avals,

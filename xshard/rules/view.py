@@ -120,6 +120,7 @@ TABLE = {
     "iota": iota,
     "iota_2x32_shape": iota,
     "empty": iota,
+    "empty2": iota,
     "squeeze": squeeze,
     "rev": rev,
     "slice": slice_,
