@@ -5,11 +5,12 @@ two plans are looked at for a number of microbatches: with as many layers recomp
 fastest specs fit (by interpolation between the peaks of none and of all), and with none, which must
 squeeze its specs under the limit.
 
-The fastest plan in m microbatches without a limit and with nothing recomputed bounds all plans in
-multiples of m from below: parts of a batch take no less time than the whole, and recomputing takes
-time. Where that bound is no better than the best plan so far, nothing more is solved; within a
-solve, the best so far ends the search as soon as the solver's bound passes it. Numbers of layers
-between those that are looked at are not proven to be worse.
+The fastest plan in m microbatches without a limit and with nothing recomputed bounds all plans in m
+microbatches from below, since recomputing takes time. Where that bound is no better than the best
+plan so far, nothing more is solved; within a solve, the best so far ends the search as soon as the
+solver's bound passes it. What is not proven to be worse: numbers of microbatches on which the walk
+did not come by, numbers of layers between those that are looked at, and other lanes than those that
+were fastest on a mesh where it was first looked at.
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ class _Search:
     fits: dict[int, bool] = field(default_factory=dict)
     bounds: dict[tuple[int, MeshShape], int] = field(default_factory=dict)
     known: dict[Way, list[Relaxed]] = field(default_factory=dict)
+    lanes: dict[MeshShape, int] = field(default_factory=dict)
+    saved_bytes: float | None = None
 
     def run(self, first: int) -> Plan:
         """The plan of the fastest way that was looked at."""
@@ -171,35 +174,51 @@ class _Search:
             yield Way(number, self.candidates.all_layers(number) if every else ())
 
     def _recomputing(self, number: int) -> Iterator[Way]:
-        """As many recomputed layers as let the fastest specs fit; none if they do anyway."""
+        """As many recomputed layers as let the fastest specs fit; none if they do anyway.
+
+        What a layer saves is seen once; it is as much less in more microbatches as these are more.
+        """
         lengths = self.candidates.all_layers(number)
         kept = self._relaxed(Way(number)) if lengths else []
         if not kept or kept[0].peak_bytes <= self.limit:
             return
-        recomputed = self._relaxed(Way(number, lengths))
-        if recomputed:
-            most, least = kept[0].peak_bytes, recomputed[0].peak_bytes
-            share = (most - self.limit) / max(1, most - least)
-            yield Way(number, tuple(ceil(min(1.0, share) * n) for n in lengths))
+        if self.saved_bytes is None:
+            every = self._relaxed(Way(number, lengths))
+            if not every:
+                return
+            self.saved_bytes = number * max(1.0, kept[0].peak_bytes - every[0].peak_bytes)
+        share = min(1.0, number * (kept[0].peak_bytes - self.limit) / self.saved_bytes)
+        yield Way(number, tuple(ceil(share * n) for n in lengths))
 
     def _relaxed(self, way: Way) -> list[Relaxed]:
         """The models of the meshes that may still be better than the best so far."""
         if way not in self.known:
-            tried = _under(self.candidates.with_lanes(way), self.limit)
-            self.known[way] = relaxed([model(p) for p in tried if not self._is_beaten(way, p)])
-            for r in self.known[way]:
-                key = way.microbatches, r.modelled.prepared.request.mesh
+            tried = _under(self._prepared(way), self.limit)
+            found = relaxed([model(p) for p in tried if not self._is_beaten(way, p)])
+            self.known[way] = found
+            for r in found:
+                request = r.modelled.prepared.request
+                key = way.microbatches, request.mesh
                 self.bounds[key] = min(r.free.bound, self.bounds.get(key, r.free.bound))
+                if way.microbatches > 1:
+                    self.lanes.setdefault(request.mesh, request.lanes)
         return self.known[way]
+
+    def _prepared(self, way: Way) -> list[Prepared]:
+        """For each mesh with the lanes that were fastest on it where it was first looked at."""
+        if not self.lanes or way.microbatches == 1:
+            return self.candidates.with_lanes(way)
+        found = [p for n in sorted({*self.lanes.values()})
+                 for p in self.candidates.prepared(replace(way, lanes=n))]  # fmt: skip
+        return [p for p in found if self.lanes.get(p.request.mesh) == p.request.lanes]
 
     def _is_beaten(self, way: Way, prepared: Prepared) -> bool:
         bound = self._bound(way, prepared.request.mesh)
         return self.best is not None and bound >= self.best[1].objective
 
     def _bound(self, way: Way, mesh: MeshShape) -> int:
-        """No plan is faster: nor is it with fewer microbatches, or with nothing recomputed."""
-        found = (b for (n, m), b in self.bounds.items() if m == mesh and way.microbatches % n == 0)
-        return max(found, default=0)
+        """No plan in so many microbatches is faster, whatever is recomputed."""
+        return self.bounds.get((way.microbatches, mesh), 0)
 
     def _try(self, way: Way) -> None:
         """Looks for a plan that is faster than the best so far."""
