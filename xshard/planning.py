@@ -14,6 +14,7 @@ from xshard.cost.fusion import Storage, storage
 from xshard.cost.liveness import liveness
 from xshard.cost.measured import Measured
 from xshard.cost.measured_prices import prices_of
+from xshard.cost.postpone import postponed
 from xshard.cost.prices import ClusterPrices
 from xshard.describe import alternatives, describe
 from xshard.diagnosis import OutOfTime, Statement, at_peak, blame, conflict, statements_of
@@ -290,7 +291,8 @@ def prepare(request: Request) -> Prepared:
     classes = fold(graph, {**{v: pin for v, pin in keys.items() if pin}, **request.pins})
     rules = tuple(rule_of(graph, graph.ops[m[len(m) // 2]]) for m in classes.members)
     keeps = request.cluster.device.keeps
-    stored = storage(graph, [rules[c] for c in classes.op_class.tolist()], keeps)
+    alone = request.mesh.num_devices == 1
+    stored = storage(graph, [rules[c] for c in classes.op_class.tolist()], keeps, alone)
     prices = prices_of(graph, stored, request.cluster, request.mesh, request.measured)
     return Prepared(request, classes, rules, stored, prices)
 
@@ -333,8 +335,10 @@ def model(prepared: Prepared) -> Modelled:
         r.pins, r.ties, r.results,
     )  # fmt: skip
     aliased = {result: arg for result, arg in r.ties.items() if arg in r.donated}
-    live = liveness(graph, prepared.storage, aliased)
     device = r.cluster.device
+    hides = device.keeps is not None and r.mesh.num_devices > 1
+    late = postponed(graph, prepared.classes, prepared.rules) if hides else None
+    live = liveness(graph, prepared.storage, aliased, late)
     timeline = add_memory(d, prepared.storage, live, SMALLEST_COPY_BYTES, device)
     return Modelled(prepared, d, timeline)
 

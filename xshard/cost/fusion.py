@@ -51,12 +51,15 @@ class Storage:
         return self.stored[self.buffer[value]]
 
 
-def storage(graph: Graph, rules: list[Rule], keeps: Collection[str] | None = None) -> Storage:
+def storage(
+    graph: Graph, rules: list[Rule], keeps: Collection[str] | None = None, alone: bool = True
+) -> Storage:
     """Decides for every value; `rules` has one rule an op.
 
     Args:
       keeps: on a device that computes cheap values again rather than keep them, what it does not
         compute twice; see `xshard.cost.recompute`.
+      alone: one device runs the program, without collectives.
     """
     buffer = _buffers(graph)
     stored = [False] * len(graph.values)
@@ -69,7 +72,7 @@ def storage(graph: Graph, rules: list[Rule], keeps: Collection[str] | None = Non
     if keeps is None:
         _keep_for_later(graph, rules, buffer, stored)
     else:
-        early = keep_sources(graph, rules, buffer, stored, keeps)
+        early = keep_sources(graph, rules, buffer, stored, keeps, alone)
     return Storage(tuple(buffer), tuple(stored), early)
 
 

@@ -8,6 +8,7 @@ donated argument.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +29,16 @@ class Liveness:
     num_times: int
 
 
-def liveness(graph: Graph, storage: Storage, aliased: dict[int, int]) -> Liveness:
+def liveness(
+    graph: Graph, storage: Storage, aliased: dict[int, int], late: Mapping[int, int] | None = None
+) -> Liveness:
     """Live intervals of all values.
 
     Args:
       aliased: result value -> donated input value whose buffer it takes over.
+      late: op -> the later op with which it runs; see `xshard.cost.postpone`.
     """
+    late = late or {}
     end = len(graph.ops)
     first = np.full(len(graph.values), -1, dtype=np.int64)
     last = np.full(len(graph.values), -2, dtype=np.int64)
@@ -44,9 +49,9 @@ def liveness(graph: Graph, storage: Storage, aliased: dict[int, int]) -> Livenes
         if v is not None:
             first[storage.buffer[v]], last[storage.buffer[v]] = 0, end
     for op in graph.ops:
-        _write(op, storage, first, last, loop_end)
+        _write(op, storage, first, last, loop_end, late.get(op.id, op.id))
     for op in reversed(graph.ops):
-        _read(op, storage, last, loop_end)
+        _read(op, storage, last, loop_end, late.get(op.id, op.id))
     for v in storage.early:
         first[v] = 0
     _alias(storage, aliased, first, last)
@@ -61,14 +66,14 @@ def _write(
     first: NDArray[np.int64],
     last: NDArray[np.int64],
     loop_end: dict[tuple[int, ...], tuple[int, int]],
+    start: int,
 ) -> None:
-    start = op.id
     if op.prim == "scan_y":
         start = loop_end[op.address[:-1]][0]
     for v in op.outputs:
         b = storage.buffer[v]
         first[b] = start if first[b] < 0 else min(first[b], start)
-        last[b] = max(last[b], op.id)
+        last[b] = max(last[b], start, op.id)
 
 
 def _read(
@@ -76,12 +81,12 @@ def _read(
     storage: Storage,
     last: NDArray[np.int64],
     loop_end: dict[tuple[int, ...], tuple[int, int]],
+    stop: int,
 ) -> None:
     """Extends what an op reads; from behind, so that the readers of its results are known.
 
     Where a result has no buffer, its readers compute it again: the operands wait for them.
     """
-    stop = op.id
     if op.prim in _LOOP_OPERANDS:
         stop = loop_end[op.address[:-2]][1]
     fused = [int(last[storage.buffer[v]]) for v in op.outputs if not storage.is_stored(v)]

@@ -8,8 +8,10 @@ without a buffer, one is kept if several ops read it and either
 - what it would be computed from is larger than the value itself.
 
 Random numbers are kept where they meet other data even if only one op reads them, for they are not
-fused into it. Values of the forward pass that are made of arguments alone (masks from a key, narrow
-copies of weights) are made at its start, for all layers together.
+fused into it. Dropout masks, made of a key alone, are made at the start of the forward pass for all
+layers together. So are on one device narrow copies of weights, and zeros that others are added to;
+where collectives run, the scheduler that hides them (`xshard.cost.postpone`) makes these when they
+are read.
 
 A float32 softmax over float16 scores is computed again from the scores; a residual stream, a sum of
 two arrays of its own size, is kept; so is a dropout mask, one byte where the random word has four.
@@ -35,6 +37,7 @@ def keep_sources(
     buffer: Sequence[int],
     stored: list[bool],
     keeps: Collection[str],
+    alone: bool = True,
 ) -> frozenset[int]:
     """Marks in `stored` what is kept, and returns what is made at the start of the step.
 
@@ -42,6 +45,7 @@ def keep_sources(
       rules: one for each op.
       buffer: for each value, the value whose buffer it is.
       keeps: primitives that are not computed twice.
+      alone: one device runs it, without collectives.
     """
     readers, later = _readers(graph, buffer), _phases_of_readers(graph, buffer, stored)
     sources: list[frozenset[int]] = [frozenset() for _ in graph.values]
@@ -64,7 +68,8 @@ def keep_sources(
             sources[v], costly[v] = mine, inside
             if not _is_fused(op, rules):
                 continue
-            if mine <= given and op.phase == "fwd" and len(op.address) == 1:
+            starts = mine <= given and op.phase == "fwd" and (alone or inside)
+            if (starts or (alone and not mine)) and len(op.address) == 1:
                 early.add(v)
             if not stored[v] and readers[v] > 1 and later[v] - {op.phase}:
                 stored[v] = inside or _nbytes(graph, mine) > graph.values[v].nbytes

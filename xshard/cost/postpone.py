@@ -1,0 +1,72 @@
+"""Weight gradients that run later than where the program has them.
+
+XLA's latency-hiding scheduler (xla/service/latency_hiding_scheduler.h), which orders programs with
+collectives for GPUs, fills a schedule from its end: what nothing waits for comes as late as it can.
+In compiled programs (GPT-3 on H100s, `python -m benchmarks.accuracy_memory`),
+
+- a layer's weight gradients run beside those of the layer whose backward pass comes next;
+- one that is added to another gradient of the same weights runs where they are added: that of a
+  head whose table is shared with the embedding at the end of the backward pass.
+
+Their operands live until then. Loops are left as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xshard.cost.fusion import ALIASES
+from xshard.ir.fold import Classes
+from xshard.ir.graph import Graph, Op
+from xshard.rules.rule import Rule
+
+_VIEWS = ALIASES | {"convert_element_type"}
+
+
+def postponed(graph: Graph, classes: Classes, rules: Sequence[Rule]) -> dict[int, int]:
+    """Op -> the later op with which it runs.
+
+    Args:
+      rules: one for each op class.
+    """
+    needed = _needed(graph)
+
+    def reader(values: Sequence[int]) -> Op | None:
+        """The first op of the backward pass that reads them."""
+        at = min((needed[v] for v in values), default=len(graph.ops))
+        op = graph.ops[at] if at < len(graph.ops) else None
+        return op if op is not None and op.phase == "bwd" else None
+
+    found: dict[int, int] = {}
+    for op in graph.ops:
+        heavy = rules[int(classes.op_class[op.id])].kind == "heavy"
+        if op.phase != "bwd" or not heavy or len(op.address) > 1:
+            continue
+        adds = reader(op.outputs)
+        if adds is None:
+            later = _next_member(op, classes)
+        else:
+            summed = adds.prim == "add_any" and reader(adds.outputs) is None
+            later = adds.id if summed else None
+        if later is not None:
+            found[op.id] = later
+    return found
+
+
+def _next_member(op: Op, classes: Classes) -> int | None:
+    """The same op of the next layer in the program's order."""
+    return min(
+        (m for m in classes.members[int(classes.op_class[op.id])] if m > op.id), default=None
+    )
+
+
+def _needed(graph: Graph) -> list[int]:
+    """For each value the first op that reads it, through views of it."""
+    end = len(graph.ops)
+    needed = [end] * len(graph.values)
+    for op in reversed(graph.ops):
+        at = min(needed[v] for v in op.outputs) if op.prim in _VIEWS and op.outputs else op.id
+        for v in op.inputs:
+            if v is not None:
+                needed[v] = min(needed[v], at)
+    return needed
