@@ -88,11 +88,11 @@ def auto_shard(
         raise TraceError(f"auto_shard needs a function, but got {fun!r} ({type(fun).__name__})")
     place = Place.of(mesh)
     arguments = Arguments(fun, static_argnums, donate_argnums)
+    limit = place.memory_bytes if memory_limit is None else read_bytes(memory_limit)
     if pipeline != 1:
         return pipelined(
-            fun, arguments, place, pipeline, schedule, microbatches, batch_axes, time_limit
+            fun, arguments, place, pipeline, schedule, microbatches, batch_axes, time_limit, limit
         )
-    limit = place.memory_bytes if memory_limit is None else read_bytes(memory_limit)
     asked = Asked(place.cluster, place.shapes, in_specs, out_specs, limit, time_limit)
     given = _checked(plan, microbatches, remat)
     costs = Costs(cost_db, False if given else profile)

@@ -16,13 +16,14 @@ from xshard.mpmd.layout import Layout, submeshes
 from xshard.mpmd.plan import PipelinePlan
 from xshard.mpmd.runnable import MpmdRunnable
 from xshard.mpmd.step import Pipeline
-from xshard.mpmd.tape import Send, Tape, live_bytes
+from xshard.mpmd.tape import Send, Tape
 from xshard.place import Place
 from xshard.run.call import Arguments, Call
 from xshard.schedules import SCHEDULES, Schedule, Times, build
 from xshard.sharded import ShardedStep
 from xshard.spec import MeshShape, num_shards
-from xshard.stage_plans import StagePlans
+from xshard.stage_search import BoundarySearch
+from xshard.stage_solver import StagePlans, StageSolver
 from xshard.stages.cut import Cuttable, cuttable
 from xshard.stages.kinds import nbytes
 from xshard.stages.staged import Staged
@@ -61,6 +62,7 @@ class PipelineMaker:
     microbatches: int
     batch_axes: Any = None
     time_limit_s: float = 60.0
+    memory_limit: int | None = None
 
     def __call__(self, call: Call) -> Any:
         """The pipeline for a call's shapes and static arguments.
@@ -97,20 +99,18 @@ class PipelineMaker:
     def _made(
         self, traced: Traced, call: Call, cut: Cuttable, name: str, chunks: int
     ) -> MpmdRunnable:
-        counts = cut.balanced(self.groups * chunks)
-        staged = cut.into(counts)
         schedule = build(name, self.groups, self.microbatches, chunks)
         meshes, shape, cluster = self._devices()
-        ties = _ties(traced)
-        tied = {staged.results[r][0].value: staged.inputs[a][0].value for r, a in ties.items()}
-        plans = StagePlans(
-            staged, schedule.placement, shape, cluster, tied, self.time_limit_s
-        ).make()  # fmt: skip
+        limit = self.memory_limit and self.memory_limit // chunks
+        ties, donated = _ties(traced), _donated(traced, call)
+        solver = StageSolver(shape, cluster, limit, self.time_limit_s)
+        search = BoundarySearch(cut, schedule, solver, ties, donated, traced.in_paths)
+        counts, plans = search.run()
         pipeline = Pipeline(
-            staged, schedule, Layout(meshes, *plans.layout(meshes)), ties,
-            _donated(traced, call), self.place.compiler_options(None),
+            plans.staged, schedule, Layout(meshes, *plans.layout(meshes)), ties, donated,
+            self.place.compiler_options(self.memory_limit),
         )  # fmt: skip
-        plan = _plan(staged, schedule, counts, plans, pipeline.tape, str(cluster))
+        plan = _plan(plans.staged, schedule, counts, plans, pipeline.tape, str(cluster))
         return MpmdRunnable(plan, traced, pipeline, {i: call.row[i] for i in call.static})
 
     def _devices(self) -> tuple[Any, MeshShape, Cluster]:
@@ -123,7 +123,7 @@ class PipelineMaker:
 
 def pipelined(
     fun: Callable[..., Any], arguments: Arguments, place: Place, groups: int, schedule: str,
-    microbatches: Any, batch_axes: Any, time_limit_s: float,
+    microbatches: Any, batch_axes: Any, time_limit_s: float, memory_limit: int | None,
 ) -> PipelinedStep:  # fmt: skip
     """The step as a pipeline over groups of a place's devices.
 
@@ -144,7 +144,9 @@ def pipelined(
     if place.explicit is not None:
         raise MeshError("a pipeline needs a mesh with Auto axes; make it with AxisType.Auto")
     submeshes(place.devices, place.shapes[0].names, groups)
-    make = PipelineMaker(fun, place, groups, schedule, microbatches, batch_axes, time_limit_s)
+    make = PipelineMaker(
+        fun, place, groups, schedule, microbatches, batch_axes, time_limit_s, memory_limit
+    )
     return PipelinedStep(fun, arguments, make)
 
 
@@ -181,19 +183,20 @@ def _plan(
         for part in schedule.parts
     }
     local = _local_bytes(staged, plans)
-    held = live_bytes(tape, lambda h: local(h.value, h.group))
-    peaks = tuple(max(now.get(g, 0) for now in held) for g in range(schedule.num_groups))
+    peaks = [0] * schedule.num_groups
+    for stage, made in enumerate(plans.stages):
+        peaks[schedule.placement[stage]] += made.plan.peak_bytes
     return PipelinePlan(
-        schedule, tuple(layers), plans.mesh, cluster,
-        Times(task_ns, _transfer_ns(staged, plans, tape, local)), tuple(once), peaks,
-        {staged.programs[at].name: plan for at, plan in plans.plans.items()},
+        schedule, tuple(layers), plans.solver.mesh, cluster,
+        Times(task_ns, _transfer_ns(staged, plans, tape, local)), tuple(once), tuple(peaks),
+        {f"stage {s}": made.plan for s, made in enumerate(plans.stages)},
     )  # fmt: skip
 
 
 def _local_bytes(staged: Staged, plans: StagePlans) -> Callable[[int, int], int]:
     def local(value: int, group: int) -> int:
         spec = plans.specs.get((value, group))
-        shards = num_shards(spec, plans.mesh) if spec else 1
+        shards = num_shards(spec, plans.solver.mesh) if spec else 1
         return nbytes(staged.avals[value]) // shards
 
     return local
@@ -203,11 +206,13 @@ def _transfer_ns(
     staged: Staged, plans: StagePlans, tape: Tape, local: Callable[[int, int], int]
 ) -> dict[tuple[int, int], int]:
     """By neighbouring stages, the time of what they send to each other for a microbatch."""
-    one = plans.cluster
+    one = plans.solver.cluster
     grown = {"hosts": 2 * one.hosts} if one.hosts > 1 else {
         "devices_per_host": 2 * one.devices_per_host}  # fmt: skip
     pair = replace(one, **grown)
-    links = CollectiveModel(pair, MeshShape(("stages", *plans.mesh.names), (2, *plans.mesh.sizes)))
+    links = CollectiveModel(
+        pair, MeshShape(("stages", *plans.solver.mesh.names), (2, *plans.solver.mesh.sizes))
+    )
     sent: defaultdict[tuple[int, int], int] = defaultdict(int)
     for action in tape.actions:
         if isinstance(action, Send) and action.microbatch == 0:

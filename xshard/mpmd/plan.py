@@ -24,8 +24,8 @@ class PipelinePlan:
       cluster: as of `Plan`.
       times: of tasks and transfers.
       once_ns: by group, what runs before and after the microbatches, one after the other.
-      peak_bytes: by group, the most that a device of it holds between programs.
-      programs: the plan of each stage program, by its name.
+      peak_bytes: by group, the most that a device of it holds at once.
+      programs: the plan of all that a stage runs, by stage.
       trials: (schedule, stages, predicted time) of all that were looked at.
     """
 
@@ -67,7 +67,7 @@ class PipelinePlan:
             "schedule": f"{schedule.name}, {schedule.microbatches} microbatches, "
             f"bubble {line.bubble:.1%}" + self._tried(),
             "predicted time": f"{duration(self.objective_ns)} a step",
-            "peak memory": f"{size(max(self.peak_bytes))} a device, without temporaries",
+            "peak memory": f"{size(max(self.peak_bytes))} a device",
         }
         head = "\n".join(f"{name:<15} {text}" for name, text in lines.items())
         return f"{head}\n{self._table()}"

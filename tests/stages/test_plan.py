@@ -1,0 +1,66 @@
+"""A stage is planned as one graph of all that it runs in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tests.stages import models
+from tests.stages.steps import cuttable_step
+from xshard.cost.cluster import Cluster
+from xshard.schedules import build
+from xshard.spec import MeshShape
+from xshard.stage_search import BoundarySearch
+from xshard.stage_solver import StagePlans, StageSolver
+from xshard.stages.staged import PER_MICROBATCH, Staged
+
+MESH = MeshShape(("x",), (2,))
+
+
+def solver() -> StageSolver:
+    return StageSolver(MESH, Cluster.parse("v100-sxm2-32gb:2"))
+
+
+def plans(staged: Staged, in_flight: Sequence[int]) -> StagePlans:
+    return StagePlans(staged, (0, 1), in_flight, solver(), {}).make()
+
+
+def test_each_value_of_a_stage_has_a_spec_and_each_program_a_body() -> None:
+    staged = cuttable_step(*models.plain(), 2).into((1, 1))
+    made = plans(staged, (2, 1))
+    for program in staged.programs:
+        for v in {*program.reads, *program.makes} - {staged.number, *staged.consts}:
+            assert (v, program.stage) in made.specs
+    assert {p.part for p in staged.programs} == {part for _, part in made.task_ns()}
+
+
+def test_memory_counts_the_microbatches_in_flight() -> None:
+    staged = cuttable_step(*models.plain(), 4).into((1, 1))
+    one, three = plans(staged, (1, 1)), plans(staged, (3, 1))
+    more = three.stages[0].plan.peak_bytes - one.stages[0].plan.peak_bytes
+    held = one.stages[0].graph.held
+    values = one.stages[0].graph.traced.graph.values
+    assert 0 < more <= 2 * sum(values[v].nbytes for v in held)
+    assert three.stages[1].plan.peak_bytes == one.stages[1].plan.peak_bytes
+
+
+def test_programs_of_a_microbatch_count_as_often_as_there_are() -> None:
+    staged = cuttable_step(*models.plain(), 4).into((1, 1))
+    stage = plans(staged, (2, 1)).stages[0]
+    ops = stage.graph.traced.graph.ops
+    for place, start, stop in zip(
+        stage.graph.programs, stage.graph.starts, stage.graph.stops, strict=True
+    ):
+        often = {op.repeat for op in ops if start <= op.address[0] < stop}
+        many = staged.programs[place].part in PER_MICROBATCH
+        assert often == ({4} if many else {1})
+
+
+def test_boundaries_move_until_they_stay() -> None:
+    step, args = models.in_equinox()
+    found = cuttable_step(step, args, 2)
+    paths = ["" for _ in found.flat.inputs]
+    search = BoundarySearch(found, build("1f1b", 2, 2), solver(), {}, frozenset(), paths)
+    counts, made = search.run()
+    assert search.tried[counts] == min(search.tried.values())
+    assert sum(counts) == len(found.units)
+    assert made.staged.num_stages == 2
