@@ -55,7 +55,7 @@ class Checked:
             if nbytes:
                 error = f"{self.predicted_bytes / nbytes - 1:+.1%}"
                 figures = [f"{n / 1e9:.4g} GB" for n in (self.predicted_bytes, nbytes)]
-                found.append((name, *figures, error))
+                found.append((name, figures[0], figures[1], error))
         return found
 
 

@@ -12,8 +12,10 @@ import pytest
 
 from tests.browser import Browser, find_browser
 from tests.plan.plans import COLUMNS, alternatives, array, example
+from xshard.mpmd.plan import PipelinePlan
 from xshard.plan.page.bars import shares
 from xshard.plan.plan import MemoryCurve, MemoryPart, Plan, Trial
+from xshard.schedules import Times, build
 
 HOSTILE = (
     "</script></style></title></svg><img src=x onerror=\"document.title='owned'\">"
@@ -74,6 +76,25 @@ def test_a_limit_far_above_the_peak_is_named_and_not_drawn(tmp_path: Path):
     assert "The limit of 1 GB is 131 times the peak: not drawn." in page and ">limit 1" not in page
 
 
+def test_a_pipeline_shows_its_schedule_and_stages(tmp_path: Path):
+    page = pipeline(tmp_path).read_text("utf-8")
+    assert page.count(">group ") >= 3 and "waiting (" in page and ">stage 1<" in page
+    assert page.count("live memory over the time of a step") == 2
+
+
+def pipeline(tmp_path: Path) -> Path:
+    """The page of two groups that run two stages each in turns."""
+    schedule = build("interleaved", 2, 8, 2)
+    times = Times.even(schedule, 50_000, fwd=1_000_000, bwd=2_000_000)
+    plan = PipelinePlan(
+        schedule, (3, 3, 3, 3), full().mesh, "cpu:2x8", times, (0, 100_000), (10**9, 2 * 10**9),
+        {"stage 0": full(), HOSTILE: full(HOSTILE)},
+    )  # fmt: skip
+    assert "stage 3" in str(plan) and "waiting" in plan._repr_html_()
+    plan.to_html(tmp_path / "pipeline.html")
+    return tmp_path / "pipeline.html"
+
+
 def test_time_is_split_without_rest():
     assert sum(share.time_ns for share in shares(full())) == full().objective_ns
 
@@ -118,6 +139,15 @@ CONTRAST = """
   return light(text) - light(getComputedStyle(document.body).backgroundColor);
 })()
 """
+
+
+def test_a_pipeline_in_a_browser(browser: Browser, tmp_path: Path):
+    browser.look(1280, "light")
+    browser.open(pipeline(tmp_path))
+    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.evaluate("document.querySelectorAll('img, script').length") == 0
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 1280
+    assert browser.evaluate(OUTSIDE) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -6,8 +6,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from xshard.plan import store
+from xshard.plan.page import pipeline
 from xshard.plan.plan import Plan
-from xshard.plan.table import Table
+from xshard.plan.table import Table, to_text
 from xshard.plan.units import duration, mesh_text, size
 from xshard.schedules import Schedule, Timeline, Times, in_flight, simulate
 from xshard.schedules.trace import predicted, save_trace
@@ -58,7 +60,22 @@ class PipelinePlan:
         """Writes the predicted schedule as a Chrome trace, for https://ui.perfetto.dev."""
         save_trace(path, {"predicted": predicted(self.timeline, self.times)})
 
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes the schedule and the stages' plans as one page without scripts.
+
+        Raises:
+          PlanError: the file cannot be written.
+        """
+        text = pipeline.page(self._head(), self.timeline, (self._table(),), self.programs)
+        store.write(path, text)
+
+    def _repr_html_(self) -> str:
+        return pipeline.fragment(self._head(), self.timeline, (self._table(),))
+
     def __str__(self) -> str:
+        return f"{self._head()}\n{to_text((self._table(),))}"
+
+    def _head(self) -> str:
         schedule, line = self.schedule, self.timeline
         lines = {
             "stages": f"{schedule.num_stages} on {schedule.num_groups} groups of "
@@ -69,8 +86,7 @@ class PipelinePlan:
             "predicted time": f"{duration(self.objective_ns)} a step",
             "peak memory": f"{size(max(self.peak_bytes))} a device",
         }
-        head = "\n".join(f"{name:<15} {text}" for name, text in lines.items())
-        return f"{head}\n{self._table()}"
+        return "\n".join(f"{name:<15} {text}" for name, text in lines.items())
 
     def _tried(self) -> str:
         if len(self.trials) < 2:

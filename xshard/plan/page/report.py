@@ -23,17 +23,23 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def page(plan: Plan, against: Plan | None, explained: Sequence[explain.Explanation] = ()) -> str:
     """The whole report as one HTML file."""
+    title = f"xshard: {plan.mesh} on {plan.cluster}"
+    return document(title, *_sections(plan, against, explained))
+
+
+def document(title: str, *content: Element) -> str:
+    """An HTML file around these elements."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         element("meta", name="viewport", content="width=device-width"),
-        element("title", f"xshard: {plan.mesh} on {plan.cluster}"),
+        element("title", title),
         style("page.css"),
         style(),
     )
-    body = element("main", *_sections(plan, against, explained), class_="xshard")
-    return "<!doctype html>\n" + render(element("html", head, element("body", body), lang="en"))
+    body = element("body", element("main", *content, class_="xshard"))
+    return "<!doctype html>\n" + render(element("html", head, body, lang="en"))
 
 
 def fragment(plan: Plan) -> str:
