@@ -1,18 +1,20 @@
 """Automatic parallelization for JAX: `auto_shard` a train step, `plan` it for any cluster,
 `verify` the plan with the real compiler."""
 
-from xshard.api import auto_shard, plan
+from xshard.api import auto_shard, plan, plan_pipeline
 from xshard.cost.cluster import Cluster
 from xshard.errors import (
     InfeasibleError,
     MeshError,
     PinError,
+    PipelineError,
     PlanError,
     RuleError,
     TraceError,
     VerifyError,
     XshardError,
 )
+from xshard.mpmd.plan import PipelinePlan
 from xshard.plan.plan import Plan
 from xshard.proof import verify
 from xshard.sharded import ShardedStep
@@ -25,6 +27,8 @@ __all__ = [
     "MeshError",
     "MeshShape",
     "PinError",
+    "PipelineError",
+    "PipelinePlan",
     "Plan",
     "PlanError",
     "RuleError",
@@ -35,5 +39,6 @@ __all__ = [
     "XshardError",
     "auto_shard",
     "plan",
+    "plan_pipeline",
     "verify",
 ]

@@ -16,7 +16,9 @@ from xshard.errors import PlanError, TraceError
 from xshard.ir.trace import trace
 from xshard.making import Maker, PlannedStep, candidates_of, for_mesh, steps
 from xshard.microbatching import read_number, read_remat
+from xshard.mpmd.plan import PipelinePlan
 from xshard.outer import Outer
+from xshard.pipeline_plans import PipelineSearch, read_stages
 from xshard.pipelined import pipelined
 from xshard.place import Place, read_bytes, shapes_over
 from xshard.plan.plan import Plan
@@ -143,6 +145,42 @@ def plan(
     best = plan_cache_best(Outer(candidates), limit, plan_cache)
     step = PlannedStep(fun, call, for_mesh(candidates.for_plan(best), best))
     return replace(best, seconds={"trace": seconds, **best.seconds}, _step=step)
+
+
+def plan_pipeline(
+    fun: Callable[..., Any],
+    *avals: Any,
+    cluster: str | Cluster,
+    microbatches: int,
+    pipeline: int | str = "auto",
+    schedule: str = "1f1b",
+    memory_limit: int | float | str | None = None,
+    donate_argnums: int | Sequence[int] = (0,),
+    static_argnums: int | Sequence[int] = (),
+    batch_axes: Any = None,
+    time_limit: float = 60.0,
+) -> PipelinePlan:
+    """The plan of `fun(*avals)` in pipeline stages, for devices that need not be here.
+
+    Args:
+      pipeline: the number of stages, each on as many neighbouring devices; "auto": each number from
+        2 on that the cluster can be cut into. Meshes of one and two axes are tried for a stage.
+      schedule: a name that `auto_shard` takes, of one stage on each group of devices.
+
+    The other arguments are those of `plan`.
+
+    Raises:
+      PipelineError: the step or the cluster cannot be cut so.
+      InfeasibleError: no stages that were tried fit the memory limit.
+    """
+    cluster = Cluster.parse(cluster) if isinstance(cluster, str) else cluster
+    call = Arguments(fun, static_argnums, donate_argnums).call(avals, {})
+    limit = cluster.device.memory_bytes if memory_limit is None else read_bytes(memory_limit)
+    search = PipelineSearch(
+        trace(fun, avals, call.static), call, cluster, microbatches, schedule, batch_axes, limit,
+        time_limit,
+    )  # fmt: skip
+    return search.best(read_stages(pipeline, cluster))
 
 
 def profile_steps(

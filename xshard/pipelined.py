@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from xshard.cost.cluster import Cluster
-from xshard.cost.collectives import CollectiveModel
 from xshard.errors import MeshError, PipelineError
 from xshard.ir.trace import Traced, trace
-from xshard.microbatch.split import divided, found_axes, stated_axes
 from xshard.mpmd.layout import Layout, submeshes
-from xshard.mpmd.plan import PipelinePlan
 from xshard.mpmd.runnable import MpmdRunnable
 from xshard.mpmd.step import Pipeline
-from xshard.mpmd.tape import Send, Tape
+from xshard.pipeline_plans import cuttable_step, donated_places, pipeline_plan, tied_places
 from xshard.place import Place
 from xshard.run.call import Arguments, Call
-from xshard.schedules import SCHEDULES, Schedule, Times, build
+from xshard.schedules import SCHEDULES, build
 from xshard.sharded import ShardedStep
-from xshard.spec import MeshShape, num_shards
+from xshard.spec import MeshShape
 from xshard.stage_search import BoundarySearch
-from xshard.stage_solver import StagePlans, StageSolver
-from xshard.stages.cut import Cuttable, cuttable
-from xshard.stages.kinds import nbytes
-from xshard.stages.staged import Staged
-from xshard.ties import ties_of
+from xshard.stage_solver import StageSolver
+from xshard.stages.cut import Cuttable
 
 AUTO = ("1f1b", "interleaved", "zero_bubble")
 """The schedules that "auto" looks at; GPipe takes as long as 1F1B, and holds more."""
@@ -71,22 +64,12 @@ class PipelineMaker:
           XshardError: the step cannot be cut so.
         """
         traced = trace(call.on_row(self.fun), call.row, call.static, call.labels)
-        cut = self._cuttable(traced)
+        cut = cuttable_step(traced, self.microbatches, self.batch_axes, self.groups)
         made = [self._made(traced, call, cut, *which) for which in self._schedules(cut)]
         best = min(made, key=lambda m: m.plan.objective_ns)
         trials = [(p.schedule.name, p.schedule.num_stages, p.objective_ns) for p in
                   (m.plan for m in made)]  # fmt: skip
         return replace(best, plan=replace(best.plan, trials=tuple(trials)))
-
-    def _cuttable(self, traced: Traced) -> Cuttable:
-        if self.batch_axes is not None:
-            axes = stated_axes(traced, self.batch_axes)
-        else:
-            state = set(ties_of(traced).values())
-            held = (i for i, v in enumerate(traced.graph.inputs) if v in state)
-            axes = found_axes(traced, frozenset(held))
-        looped = divided(traced, axes).looped(self.microbatches)
-        return cuttable(looped.closed_jaxpr, self.microbatches, self.groups)
 
     def _schedules(self, cut: Cuttable) -> list[tuple[str, int]]:
         """(name, stages on each group) of what is looked at."""
@@ -102,7 +85,7 @@ class PipelineMaker:
         schedule = build(name, self.groups, self.microbatches, chunks)
         meshes, shape, cluster = self._devices()
         limit = self.memory_limit and self.memory_limit // chunks
-        ties, donated = _ties(traced), _donated(traced, call)
+        ties, donated = tied_places(traced), donated_places(traced, call)
         solver = StageSolver(shape, cluster, limit, self.time_limit_s)
         search = BoundarySearch(cut, schedule, solver, ties, donated, traced.in_paths)
         counts, plans = search.run()
@@ -110,7 +93,7 @@ class PipelineMaker:
             plans.staged, schedule, Layout(meshes, *plans.layout(meshes)), ties, donated,
             self.place.compiler_options(self.memory_limit),
         )  # fmt: skip
-        plan = _plan(plans.staged, schedule, counts, plans, pipeline.tape, str(cluster))
+        plan = pipeline_plan(plans, schedule, counts)
         return MpmdRunnable(plan, traced, pipeline, {i: call.row[i] for i in call.static})
 
     def _devices(self) -> tuple[Any, MeshShape, Cluster]:
@@ -148,81 +131,3 @@ def pipelined(
         fun, place, groups, schedule, microbatches, batch_axes, time_limit_s, memory_limit
     )
     return PipelinedStep(fun, arguments, make)
-
-
-def _ties(traced: Traced) -> dict[int, int]:
-    """Result -> the argument whose next value it is, by position."""
-    ties, place = ties_of(traced), {v: i for i, v in enumerate(traced.graph.inputs)}
-    return {i: place[ties[v]] for i, v in enumerate(traced.graph.outputs) if v in ties}
-
-
-def _donated(traced: Traced, call: Call) -> frozenset[int]:
-    """Positions of the flat arguments that may be reused."""
-    dynamic = [i for i in range(len(call.row)) if i not in call.static]
-    flags = [
-        i in call.donated
-        for i, tree in zip(dynamic, traced.in_tree.children(), strict=True)
-        for _ in range(tree.num_leaves)
-    ]
-    return frozenset(k for k, flag in enumerate(flags) if flag)
-
-
-def _plan(
-    staged: Staged, schedule: Schedule, layers: Sequence[int], plans: StagePlans, tape: Tape,
-    cluster: str,
-) -> PipelinePlan:  # fmt: skip
-    tasks = plans.task_ns()
-    once = [
-        sum(tasks.get((s, part), 0) for s, g in enumerate(schedule.placement) if g == group
-            for part in ("before", "after"))
-        for group in range(schedule.num_groups)
-    ]  # fmt: skip
-    task_ns = {
-        (s, part): tasks.get((s, part), 0)
-        for s in range(schedule.num_stages)
-        for part in schedule.parts
-    }
-    local = _local_bytes(staged, plans)
-    peaks = [0] * schedule.num_groups
-    for stage, made in enumerate(plans.stages):
-        peaks[schedule.placement[stage]] += made.plan.peak_bytes
-    return PipelinePlan(
-        schedule, tuple(layers), plans.solver.mesh, cluster,
-        Times(task_ns, _transfer_ns(staged, plans, tape, local)), tuple(once), tuple(peaks),
-        {f"stage {s}": made.plan for s, made in enumerate(plans.stages)},
-    )  # fmt: skip
-
-
-def _local_bytes(staged: Staged, plans: StagePlans) -> Callable[[int, int], int]:
-    def local(value: int, group: int) -> int:
-        spec = plans.specs.get((value, group))
-        shards = num_shards(spec, plans.solver.mesh) if spec else 1
-        return nbytes(staged.avals[value]) // shards
-
-    return local
-
-
-def _transfer_ns(
-    staged: Staged, plans: StagePlans, tape: Tape, local: Callable[[int, int], int]
-) -> dict[tuple[int, int], int]:
-    """By neighbouring stages, the time of what they send to each other for a microbatch."""
-    one = plans.solver.cluster
-    grown = {"hosts": 2 * one.hosts} if one.hosts > 1 else {
-        "devices_per_host": 2 * one.devices_per_host}  # fmt: skip
-    pair = replace(one, **grown)
-    links = CollectiveModel(
-        pair, MeshShape(("stages", *plans.solver.mesh.names), (2, *plans.solver.mesh.sizes))
-    )
-    sent: defaultdict[tuple[int, int], int] = defaultdict(int)
-    for action in tape.actions:
-        if isinstance(action, Send) and action.microbatch == 0:
-            nbytes_sent = sum(local(v, action.source) for v in action.values)
-            sent[action.source, action.target] += nbytes_sent
-    placement = plans.placement
-    stages = range(staged.num_stages)
-    return {
-        (s, t): links.time_ns("permute", sent[placement[s], placement[t]], (0,))
-        for s in stages
-        for t in (s - 1, s + 1)
-        if t in stages and sent[placement[s], placement[t]]
-    }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
+import xshard
 from tests.stages import models
 from tests.stages.steps import cuttable_step
 from xshard.cost.cluster import Cluster
@@ -64,3 +67,19 @@ def test_boundaries_move_until_they_stay() -> None:
     assert search.tried[counts] == min(search.tried.values())
     assert sum(counts) == len(found.units)
     assert made.staged.num_stages == 2
+
+
+def test_numbers_of_stages_are_searched() -> None:
+    step, args = models.in_equinox()
+    plan = xshard.plan_pipeline(step, *args, cluster="v100-sxm2-32gb:4", microbatches=4)
+    assert [stages for _, stages, _ in plan.trials] == [2, 4]
+    assert plan.objective_ns == min(ns for _, _, ns in plan.trials)
+    assert sum(plan.layers) == 4
+    assert "1f1b on data=2 with 2 stages" in str(plan)
+
+
+def test_clusters_that_cannot_be_cut() -> None:
+    with pytest.raises(xshard.PipelineError, match="v100-sxm2-32gb:2x4 cannot be cut into 3 eq"):
+        xshard.plan_pipeline(
+            lambda s, b: s, 0, 1, cluster="v100-sxm2-32gb:2x4", pipeline=3, microbatches=2
+        )
