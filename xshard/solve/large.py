@@ -24,7 +24,9 @@ from xshard.solve.problem import FORBIDDEN, Infeasible, Ints, Problem, Solution
 from xshard.solve.ranks import ranks
 from xshard.solve.spans import peak_of_spans
 
-ORDERS = 8
+ORDERS, FEW_ORDERS = 8, 2
+MANY_NODES = 1000
+"""Of a core with more nodes, orders are costly and blocks that follow them seldom."""
 MOST_DROPS = 3
 ASCENT_SHARE = 0.15
 CYCLES = ((0.1, 1.0), (0.65, 1.0), (0.25, 0.1))
@@ -179,9 +181,8 @@ def _core(problem: Problem) -> _Core | None:
         steps.append(step)
     free = np.flatnonzero(flat.sizes > 1)
     left = flat.of_nodes(free)
-    return _Core(
-        problem, left, free, len(flat.sizes), tuple(steps), Net.of(left), ranks(left, ORDERS)
-    )
+    orders = ranks(left, ORDERS if len(free) <= MANY_NODES else FEW_ORDERS)
+    return _Core(problem, left, free, len(flat.sizes), tuple(steps), Net.of(left), orders)
 
 
 def _orders(core: _Core, count: int) -> list[Ints]:
