@@ -93,6 +93,7 @@ class Anneal:
     limit: int
     steps: int = 0
     prices: Floats = field(default_factory=lambda: np.zeros(0))
+    start: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     reference: float = np.inf
 
     @staticmethod
@@ -136,6 +137,7 @@ class Anneal:
         """At the best choices of an ascent, at its prices and with its messages."""
         self.prices = ascent.prices.copy()
         self.walker.desk.opening[:] = ascent.opening()
+        self.start = ascent.nearly.copy()
         self.go(ascent.choices if np.isfinite(ascent.cost) else ascent.nearly)
 
     def repair(self, clock: Clock) -> None:
@@ -149,6 +151,16 @@ class Anneal:
             self.settle(clock)
         w = self.walker
         self.reference = max(1.0, float(w.state[1] if self.fits else w.state[0]))
+
+    def force(self, clock: Clock, temperature: float) -> None:
+        """Presses until the present choices fit; the best answer if they do not in time."""
+        prices = self.prices
+        for turn in range(MOST_REPAIRS):
+            if self.walker.over.max(initial=0) <= 0 or clock.share(0, 1) >= 1:
+                break
+            prices = self.press(LADDER[1 + turn % (len(LADDER) - 1)], temperature, prices)
+        if self.walker.over.max(initial=0) > 0 and self.fits:
+            self.go(self.walker.best.copy())
 
     def press(self, rung: Rung, temperature: float, prices: Floats) -> Floats:
         """Walks a rung without the limit; the prices after it, higher where too much is live."""
@@ -181,10 +193,17 @@ class Anneal:
             self.run(Rung(100, 1 << 12, len(self.net.free) // 4 + 4), 0.0, extra, 0.0, True)
         self.reference = max(1.0, w.state[0])
 
-    def cool(self, clock: Clock, effort: float, heat: float = 1.0) -> None:
-        """Cools once from the best answer, beginning at `heat` of the highest temperature."""
+    def cool(self, clock: Clock, effort: float, heat: float = 1.0, *, afresh: bool = False) -> None:
+        """Cools once, beginning at `heat` of the highest temperature.
+
+        From the best answer; or `afresh` from the last choices of the ascent, made to fit in
+        another way: what is found near the first answer need not be near the best.
+        """
         w, begun, prices = self.walker, self.walker.state[4], self.prices
-        if self.fits:
+        if afresh:
+            self.go(self.start.copy())
+            self.force(clock, self.reference / max(len(self.net.free), 1) * HOT)
+        elif self.fits:
             self.go(w.best.copy())
         hot = self.reference / max(len(self.net.free), 1) * HOT * heat
         ratio = COLD / HOT / heat

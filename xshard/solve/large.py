@@ -29,9 +29,9 @@ MANY_NODES = 1000
 """Of a core with more nodes, orders are costly and blocks that follow them seldom."""
 MOST_DROPS = 3
 ASCENT_SHARE = 0.15
-CYCLES = ((0.1, 1.0), (0.65, 1.0), (0.25, 0.1))
-"""Shares of the time left after that and the heat with which each begins; the last begins at the
-best answer of all workers."""
+CYCLES = ((0.1, 1.0, False), (0.15, 1.0, True), (0.5, 1.0, False), (0.25, 0.1, False))
+"""Shares of the time left after that, the heat with which each begins, and whether afresh; the last
+begins at the best answer of all workers."""
 BOUND_SHARE = 0.05
 TICK_S = 0.5
 Report = Callable[[float, str, int | None, int], None]
@@ -199,10 +199,13 @@ def _search(crew: _Crew) -> None:
         anneal.begin(ascent)
     crew.together("fitting", lambda k: anneals[k].repair(crew.clock(1.0)))
     room = max(0.0, crew.left_s() / crew.limit_s - BOUND_SHARE)
-    for cycle, (share, heat) in enumerate(CYCLES):
+    for cycle, (share, heat, afresh) in enumerate(CYCLES):
         _meet(crew, everyone=cycle == len(CYCLES) - 1)
         clock, effort = crew.clock(share * room), sums * share * (1 - ASCENT_SHARE - BOUND_SHARE)
-        crew.together("cooling", lambda k, c=clock, e=effort, h=heat: anneals[k].cool(c, e, h))
+        crew.together(
+            "cooling",
+            lambda k, c=clock, e=effort, h=heat, a=afresh: anneals[k].cool(c, e, h, afresh=a),
+        )
     for ascent in ascents:
         ascent.again(float(crew.best().walker.state[1]))
     _climb(crew, "bounding", BOUND_SHARE)
