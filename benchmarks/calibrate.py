@@ -163,14 +163,14 @@ def held_back() -> list[Row]:
 
 
 def ways(row: Row) -> Iterator[Way]:
-    """Tensor parallelism within a host, data parallelism over hosts; or one or two GPUs a stage."""
+    """Tensor parallelism within a host and data parallelism over hosts (tensor parallelism over all
+    where there are fewer sequences), or one or two GPUs a stage."""
     from models.gpt3.config import CONFIGS
 
     devices = CONFIGS[row.model].num_devices
-    whole = (devices // 8, 8) if devices > 8 else (devices,)
-    found: list[tuple[int, tuple[int, ...]]] = []
-    if len(whole) == 1 or row.microbatch % whole[0] == 0:
-        found.append((1, whole))
+    hosts = devices // 8
+    apart = devices > 8 and row.microbatch % hosts == 0
+    found: list[tuple[int, tuple[int, ...]]] = [(1, (hosts, 8) if apart else (devices,))]
     if row.pipeline:
         found += [(devices // n, (n,)) for n in (1, 2) if devices // n > 1]
     for stages, mesh in found:
