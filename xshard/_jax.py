@@ -192,10 +192,13 @@ def _implementation(eqn: JaxprEqn) -> ClosedJaxpr | None:
             )
     except Exception:  # it computes with numbers, or in another language
         return None
-    types = [(a.shape, a.dtype) for a in made.out_avals]
-    if types != [(v.aval.shape, v.aval.dtype) for v in eqn.outvars]:
+    if list(map(_shape, made.out_avals)) != [_shape(v.aval) for v in eqn.outvars]:
         return None
     return None if any(e.primitive is eqn.primitive for e in opened(made).eqns) else expanded(made)
+
+
+def _shape(aval: Any) -> tuple[Any, Any]:
+    return getattr(aval, "shape", None), getattr(aval, "dtype", None)
 
 
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
