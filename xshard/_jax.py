@@ -15,7 +15,7 @@ from types import CodeType
 from typing import Any
 
 import jax
-from jax._src import core, debugging, dispatch, linear_util, source_info_util
+from jax._src import core, debugging, dispatch, distributed, linear_util, source_info_util
 from jax._src import mesh as mesh_lib
 from jax._src.interpreters import partial_eval as pe
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
@@ -276,6 +276,11 @@ def evaluate(jaxpr: ClosedJaxpr, args: Sequence[Any], consts: Sequence[Any]) -> 
     """The results of a jaxpr; `consts` begin with its own."""
     inner = opened(jaxpr)
     return core.eval_jaxpr(inner, consts[: len(inner.constvars)], *args)
+
+
+def coordination_client() -> Any:
+    """The client of the service that `jax.distributed` has started; None if it has not."""
+    return distributed.global_state.client
 
 
 def needs_devices(jaxpr: Any) -> bool:

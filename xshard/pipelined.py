@@ -15,6 +15,7 @@ from xshard.mpmd.step import Pipeline
 from xshard.pipeline_plans import cuttable_step, donated_places, pipeline_plan, tied_places
 from xshard.place import Place
 from xshard.run.call import Arguments, Call
+from xshard.run.hosts import confirm_text
 from xshard.schedules import SCHEDULES, build
 from xshard.sharded import ShardedStep
 from xshard.spec import MeshShape
@@ -69,6 +70,7 @@ class PipelineMaker:
         best = min(made, key=lambda m: m.plan.objective_ns)
         trials = [(p.schedule.name, p.schedule.num_stages, p.objective_ns) for p in
                   (m.plan for m in made)]  # fmt: skip
+        confirm_text(f"{best.plan.schedule}\n{best.plan.layers}\n{best.in_shardings}")
         return replace(best, plan=replace(best.plan, trials=tuple(trials)))
 
     def _schedules(self, cut: Cuttable) -> list[tuple[str, int]]:

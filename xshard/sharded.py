@@ -17,6 +17,7 @@ from xshard.ir.trace import trace
 from xshard.plan.plan import Plan
 from xshard.run.call import Arguments, Call, how_many, name_of
 from xshard.run.step import Runnable, StaleError
+from xshard.run.watch import watch
 from xshard.verify.audit import Audit
 
 
@@ -146,6 +147,7 @@ class ShardedStep:
     def _runnable(self, call: Call) -> Runnable:
         key = call.key()
         if key not in self._made:
+            watch()
             self._made[key] = self._make(call)
         self._current = self._made[key]
         return self._current

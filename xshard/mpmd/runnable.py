@@ -13,7 +13,8 @@ from jax.sharding import NamedSharding
 from xshard.errors import PlanError
 from xshard.ir.trace import Traced
 from xshard.mpmd.plan import PipelinePlan
-from xshard.mpmd.step import Pipeline, empty
+from xshard.mpmd.step import Pipeline
+from xshard.mpmd.transfer import empty
 from xshard.run.call import Call, kind
 from xshard.run.step import StaleError
 

@@ -9,15 +9,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from xshard.errors import PipelineError
 from xshard.mpmd.layout import Layout
 from xshard.mpmd.program import Linked, Linker
 from xshard.mpmd.tape import ONCE, Action, Held, Run, Send, Tape, tape_of
-from xshard.mpmd.transfer import meet, needs_meeting, send
+from xshard.mpmd.transfer import copies, empty, everyone, meet, needs_meeting, place, send
 from xshard.schedules import Schedule
 from xshard.stages.staged import Staged
+
+SMALL_BYTES = 1 << 20
+"""Results of at most so many bytes, such as a loss, are there for every process."""
 
 Observer = Callable[[Action, Sequence[Any]], None]
 """Told of each action as soon as it is dispatched, and of what it makes."""
@@ -45,7 +48,7 @@ class Pipeline:
     observer: Observer | None = None
 
     def __post_init__(self) -> None:
-        staged = self.staged
+        staged, schedule = self.staged, self.schedule
         if any(len(pieces) > 1 for pieces in (*staged.inputs, *staged.results)):
             raise PipelineError(
                 "layers in a jax.lax.scan whose stacked weights are on several stages do not run "
@@ -59,14 +62,18 @@ class Pipeline:
             for i, v in enumerate(self._results)
         ]
         wanted: defaultdict[int, set[int]] = defaultdict(set)
-        for v, group in zip(self._results, self._place, strict=True):
-            wanted[v].add(group)
+        for i, (v, group) in enumerate(zip(self._results, self._place, strict=True)):
+            wanted[v].update(range(schedule.num_groups) if self._is_for_all(i) else [group])
         self.tape = tape_of(staged, self.schedule, wanted)
         self.in_shardings = [self.layout.sharding(v, homes[v]) for v in self._inputs]
         lent = {self._inputs[i] for i in self.donated}
         self._lent = frozenset(h for h in self.tape.first if h.value in lent)
         self._linker = Linker(staged, self.layout, _read(self.tape), self.options)
-        self.out_shardings = list(map(self._linker.sharding, self._results, self._place))
+        self._everywhere = NamedSharding(everyone(self.layout.meshes), PartitionSpec())
+        self.out_shardings = [
+            self._everywhere if self._is_for_all(i) else self._linker.sharding(v, g)
+            for i, (v, g) in enumerate(zip(self._results, self._place, strict=True))
+        ]
         self._linked = self._link()
         self._starts = self._first_shares()
         self._numbers: dict[tuple[int, int], Any] = {}
@@ -147,10 +154,20 @@ class Pipeline:
 
     def _result(self, i: int, held: Mapping[Held, Any]) -> Any:
         value, group = self._results[i], self._place[i]
+        if self._is_for_all(i):
+            groups = [g for g in range(self.schedule.num_groups) if self.layout.is_here(g)]
+            return copies([held[Held(value, ONCE, g)] for g in groups], self._everywhere)
         if self.layout.is_here(group):
             return held[Held(value, ONCE, group)]
         aval = self.staged.avals[value]
         return empty(aval.shape, aval.dtype, self.out_shardings[i])
+
+    def _is_for_all(self, i: int) -> bool:
+        """Whether every process gets a result: what is no state, if it is small."""
+        if i in self.ties or jax.process_count() == 1:
+            return False
+        aval = self.staged.avals[self._results[i]]
+        return aval.size * aval.dtype.itemsize <= SMALL_BYTES
 
     def _link(self) -> dict[int, Linked]:
         """The programs of the groups that are here, each of which reuses what it always drops."""
@@ -183,24 +200,6 @@ class Pipeline:
             for v, const in self.staged.consts.items()
             if v in homes and self.layout.is_here(homes[v])
         }
-
-
-def place(x: Any, sharding: NamedSharding) -> Any:
-    """An array, that each process has whole or that lies so already, as the sharding says."""
-    if isinstance(x, jax.Array):
-        if x.committed and x.sharding.is_equivalent_to(sharding, x.ndim):
-            return x
-        if sharding.is_fully_addressable and x.is_fully_addressable:
-            return jax.device_put(x, sharding)
-    whole = np.asarray(x)
-    return jax.make_array_from_callback(
-        whole.shape, sharding, lambda at: whole[at], dtype=whole.dtype
-    )
-
-
-def empty(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Any:
-    """An array of devices of other processes."""
-    return jax.make_array_from_single_device_arrays(shape, sharding, [], dtype=dtype)
 
 
 def _read(tape: Tape) -> frozenset[int]:

@@ -21,6 +21,37 @@ from xshard.errors import MeshError
 _SIDE = "from_to"
 
 
+def place(x: Any, sharding: NamedSharding) -> Any:
+    """An array, that each process has whole or that lies so already, as the sharding says."""
+    if isinstance(x, jax.Array):
+        if x.committed and x.sharding.is_equivalent_to(sharding, x.ndim):
+            return x
+        if sharding.is_fully_addressable and x.is_fully_addressable:
+            return jax.device_put(x, sharding)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(
+        whole.shape, sharding, lambda at: whole[at], dtype=whole.dtype
+    )
+
+
+def empty(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Any:
+    """An array of devices of other processes."""
+    return jax.make_array_from_single_device_arrays(shape, sharding, [], dtype=dtype)
+
+
+def everyone(meshes: Sequence[Mesh]) -> Mesh:
+    """All devices of all groups, in a row."""
+    return Mesh(np.concatenate([mesh.devices.ravel() for mesh in meshes]), ("devices",))
+
+
+def copies(arrays: Sequence[Any], everywhere: NamedSharding) -> Any:
+    """Equal arrays on this process's groups as one array that all devices have whole."""
+    whole = [jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec())) for x in arrays]
+    parts = [s.data for x in whole for s in x.addressable_shards]
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    return jax.make_array_from_single_device_arrays(shape, everywhere, parts, dtype=dtype)
+
+
 def send(arrays: Sequence[Any], to: Sequence[NamedSharding]) -> list[Any]:
     """Copies of arrays on devices that this process has, or that the backend can reach."""
     return jax.device_put(list(arrays), list(to))

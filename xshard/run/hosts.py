@@ -109,11 +109,24 @@ def confirm(plan: Plan, fingerprint: str) -> None:
     Raises:
       PlanError: the processes traced different functions.
     """
+    _confirm(plan.fingerprint == fingerprint)
+
+
+def confirm_text(mine: str) -> None:
+    """Checks in every process that all of them have the same text.
+
+    Raises:
+      PlanError: they differ.
+    """
+    _confirm(same_text(lambda: mine) == mine)
+
+
+def _confirm(mine: bool) -> None:
     if jax.process_count() == 1:
         return
     from jax.experimental import multihost_utils
 
-    same = np.array([plan.fingerprint == fingerprint])
+    same = np.array([mine])
     everywhere = multihost_utils.process_allgather(same)
     if not np.all(everywhere):
         different = [int(i) for i in np.flatnonzero(~np.ravel(everywhere))]
