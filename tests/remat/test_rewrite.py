@@ -50,7 +50,7 @@ def test_results_are_equal(name: str, count: int) -> None:
     assert_same(traced, found.recomputing([count]))
 
 
-@pytest.mark.parametrize("name", ["unrolled", "scanned"])
+@pytest.mark.parametrize("name", ["dropout", "scanned"])
 def test_memory_falls_with_each_layer(name: str) -> None:
     found = layered(trace(P.step(FORWARDS[name]), ARGS))
     needs = [
@@ -80,6 +80,18 @@ def test_clones_are_backward_ops_with_their_lines() -> None:
                if prim in ("tanh", "cos"))  # fmt: skip
     assert {phase for _, phase, _ in gone} <= {"fwd"}
     assert sum(n for (prim, _, _), n in more.items() if prim == "dot_general") == P.LAYERS
+
+
+def test_a_layer_waits_for_its_cotangent() -> None:
+    """And not for the zeros that the transpose of dropout's `where` is made of."""
+    traced = trace(P.step(FORWARDS["dropout"]), ARGS)
+    found = layered(traced)
+    nodes, clones = found.program.nodes, found.parts[0].how
+    assert isinstance(clones, tuple)
+    for clone in clones:
+        assert clone is not None and clone.after is not None
+        [maker] = [node for node in nodes if clone.after in node.outs]
+        assert maker.phase == "bwd" and maker.reads
 
 
 @pytest.mark.parametrize("wrap", [P.unrolled, P.scanned])

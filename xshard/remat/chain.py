@@ -48,12 +48,14 @@ def clones_of(program: Program, chain: Chain, graph_nodes: dict[int, int]) -> li
     Args:
       graph_nodes: the index of the node of each op of the graph.
     """
-    readers = program.readers()
+    readers, depths = program.readers(), _depths(program)
     layers = [sorted({graph_nodes[o] for o in layer.forward}) for layer in chain.layers]
-    return [_clones(program, readers, nodes) for nodes in layers]
+    return [_clones(program, readers, depths, nodes) for nodes in layers]
 
 
-def _clones(program: Program, readers: list[list[int]], layer: Collection[int]) -> Clones | None:
+def _clones(
+    program: Program, readers: list[list[int]], depths: dict[int, int], layer: Collection[int]
+) -> Clones | None:
     inside = set(layer)
     made = {v for i in layer for v in program.nodes[i].outs}
     kept = {v for v in made if _is_kept(program, (i for i in readers[v] if i not in inside))}
@@ -73,9 +75,9 @@ def _clones(program: Program, readers: list[list[int]], layer: Collection[int]) 
             else:
                 inputs[a] = None
     at = min(i for v in again for i in readers[v] if i not in inside)
-    return Clones(
-        at, tuple(reversed(nodes)), tuple(inputs), tuple(sorted(again)), _cotangent(program, at)
-    )
+    made_again = tuple(sorted(again))
+    after = _cotangent(program, depths, at)
+    return Clones(at, tuple(reversed(nodes)), tuple(inputs), made_again, after)
 
 
 def _is_kept(program: Program, readers: Iterable[int]) -> bool:
@@ -89,11 +91,27 @@ def _is_kept(program: Program, readers: Iterable[int]) -> bool:
     return False
 
 
-def _cotangent(program: Program, at: int) -> int | None:
-    """A value that the backward pass has made when it comes to node `at`, and reads next."""
-    made = {v for node in program.nodes[:at] if node.phase == "bwd" for v in node.outs}
-    for node in program.nodes[at:]:
-        found = [a for a in node.reads if a in made and getattr(program.avals[a], "ndim", 0)]
-        if node.phase == "bwd" and found:
-            return found[0]
-    return None
+_NEAR = 16
+"""Backward nodes among whose operands the cotangent is looked for."""
+
+
+def _depths(program: Program) -> dict[int, int]:
+    """For what backward nodes make, how many of them run for it one after the other."""
+    found: dict[int, int] = {}
+    for node in program.nodes:
+        if node.phase == "bwd":
+            depth = 1 + max((found.get(a, 0) for a in node.reads), default=0)
+            found.update(dict.fromkeys(node.outs, depth))
+    return found
+
+
+def _cotangent(program: Program, depths: dict[int, int], at: int) -> int | None:
+    """What the backward pass has made last when it comes to node `at`, of what it reads next.
+
+    Not just anything that it has made: zeros, say, are there from the start.
+    """
+    made = {v for node in program.nodes[:at] for v in node.outs}
+    near = [node for node in program.nodes[at:] if node.phase == "bwd"][:_NEAR]
+    found = [a for node in near for a in node.reads if a in made and a in depths]
+    arrays = [a for a in found if getattr(program.avals[a], "ndim", 0)]
+    return max(arrays, key=lambda a: depths[a], default=None)
