@@ -2,10 +2,12 @@
 
 import os
 
+from tests import fast_compile
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
+    + f" {fast_compile.FLAGS} --xla_force_host_platform_device_count=8"
     # Eight devices on few cores may wait long for each other; by default that aborts after 40 s.
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )

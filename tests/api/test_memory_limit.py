@@ -11,7 +11,6 @@ import optax
 import pytest
 
 import xshard
-from tests.api.oracles import FAST_COMPILE
 
 WIDTH, BATCH = 128, 4096
 ADAM = optax.adam(1e-3)
@@ -43,7 +42,7 @@ def planned(mesh: Any, limit: int | None) -> tuple[xshard.Plan, Any]:
     step = xshard.auto_shard(train, mesh, memory_limit=limit, donate_argnums=0, time_limit=5)
     state = jax.eval_shape(make, jax.random.key(0))
     lowered = step.lower(state, jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32))
-    return step.plan, lowered.compile(FAST_COMPILE).memory_analysis()
+    return step.plan, lowered.compile().memory_analysis()
 
 
 def allocated(memory: Any) -> int:

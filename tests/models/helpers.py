@@ -1,7 +1,5 @@
 """What the tests of GPT-3 share."""
 
-import functools
-
 import jax
 import numpy as np
 
@@ -10,10 +8,6 @@ from models.gpt3.data import Text
 
 SMALL = TINY.replace(num_layers=2, hidden=48, num_heads=4, batch=8, seq_len=32, warmup_steps=2)
 """Compiles in seconds."""
-
-
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""`jax.jit` that compiles in a third of the time, to code that runs a little slower."""
 
 
 def batches(text: Text, config: GPT3Config, steps: int, first: int = 0) -> list[dict]:

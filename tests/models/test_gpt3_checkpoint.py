@@ -12,7 +12,7 @@ from models.gpt3.checkpoint import Checkpoints
 from models.gpt3.cli import InputError
 from models.gpt3.data import Text
 from models.gpt3.step import make_train_step, state_avals
-from tests.models.helpers import SMALL, assert_trees_close, batches, jit
+from tests.models.helpers import SMALL, assert_trees_close, batches
 
 CONFIG = SMALL.replace(layers="scanned", dtype="float16")
 
@@ -30,7 +30,7 @@ def shardings(mesh: Any) -> Any:
 
 @functools.cache
 def first_state() -> Any:
-    return jit(make_train_step(CONFIG).init)(jax.random.key(0))
+    return jax.jit(make_train_step(CONFIG).init)(jax.random.key(0))
 
 
 def save(folder: Path, *steps: int) -> Any:
@@ -46,7 +46,7 @@ def restore(folder: Path, mesh: Any, config: Any = CONFIG, seed: int = 0) -> Any
 
 
 def test_resumed_training_equals_uninterrupted(tmp_path: Path, mesh: Any, text: Text) -> None:
-    train = jit(make_train_step(CONFIG).train)
+    train = jax.jit(make_train_step(CONFIG).train)
     state, whole = first_state(), []
     for i, batch in enumerate(batches(text, CONFIG, 6)):
         if i == 3:

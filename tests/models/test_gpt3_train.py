@@ -17,10 +17,11 @@ from models.gpt3.config import TINY
 from models.gpt3.data import Text
 from models.gpt3.step import make_train_step
 from models.gpt3.train import main
-from tests.models.helpers import batches, jit
+from tests import fast_compile
+from tests.models.helpers import batches
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--layers", "scanned", "--batch", "8", "--seq-len", "32", "--json"]
+SMALL = ["--layers", "scanned", "--batch", "8", "--seq-len", "32", "--time-limit", "1", "--json"]
 FACTS = {
     "predicted_time_s", "measured_time_s", "predicted_bytes", "measured_bytes", "tokens_per_s",
     "model_flops_per_s",
@@ -39,7 +40,7 @@ def losses(text: str) -> dict[int, float]:
 
 def start(*argv: str, devices: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "models.gpt3.train", *SMALL, "--devices", str(devices), *argv]
-    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    env = {**os.environ, "XLA_FLAGS": fast_compile.FLAGS}
     return subprocess.Popen(
         command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -55,7 +56,7 @@ def plain_losses(steps: int) -> dict[int, float]:
     """The same training under `jax.jit` on one device."""
     config = config_of(parse(SMALL))
     functions = make_train_step(config)
-    train, state, found = jit(functions.train), jit(functions.init)(jax.random.key(0)), {}
+    train, state, found = jax.jit(functions.train), jax.jit(functions.init)(jax.random.key(0)), {}
     for i, batch in enumerate(batches(Text.read(), config, steps)):
         state, metrics = train(state, batch)
         found[i + 1] = float(metrics["loss"])

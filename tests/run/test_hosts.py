@@ -16,6 +16,7 @@ import jax
 import pytest
 
 from models.gpt3.step import make_train_step
+from tests import fast_compile
 from tests.run.one_host import CONFIG, STEPS, batch
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,7 @@ def run(folder: Path, processes: int, devices_each: int, case: str = "") -> list
         "JAX_PLATFORMS": "cpu",
         "TF_CPP_MIN_LOG_LEVEL": "2",  # one line of the log may not run into another
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"{flags} {fast_compile.FLAGS}",
     }
     command = [sys.executable, "-m", "tests.run.one_host"]
     numbers = (str(processes), str(_free_port()), case)
