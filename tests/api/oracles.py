@@ -33,6 +33,8 @@ NOISE = 1e-5
 """Arrays this much smaller than the largest of their tree may be nothing but rounding."""
 
 TIME_LIMIT_S = 2.0
+FAST_COMPILE: dict[str, Any] = {"xla_backend_optimization_level": 0}
+"""What `tests/fast_compile.py` sets for all tests, where options are passed on."""
 
 
 def assert_close(actual: Any, expected: Any, factor: float = 1.0) -> None:
@@ -65,6 +67,11 @@ def _assert_leaf_close(x: Any, y: Any, name: str, factor: float, floor: float) -
     wide = [np.asarray(a, np.float64) for a in (x, y)]
     atol = share * factor * max(_largest(y), floor)
     np.testing.assert_allclose(*wide, rtol=rtol * factor, atol=atol, err_msg=name)
+
+
+def placed(args: Any, shardings: Any) -> Any:
+    """What a compiled step needs, as it moves nothing."""
+    return jax.tree.map(jax.device_put, args, shardings)
 
 
 def assert_same(

@@ -9,6 +9,8 @@ from models.gpt3.data import Text
 SMALL = TINY.replace(num_layers=2, hidden=48, num_heads=4, batch=8, seq_len=32, warmup_steps=2)
 """Compiles in seconds."""
 
+jit = jax.jit
+
 
 def batches(text: Text, config: GPT3Config, steps: int, first: int = 0) -> list[dict]:
     """The batches of some steps, as numpy arrays."""
