@@ -10,6 +10,7 @@ from xshard.cost.cluster import Cluster
 from xshard.errors import MeshError, PipelineError
 from xshard.ir.trace import Traced, trace
 from xshard.mpmd.layout import Layout, submeshes
+from xshard.mpmd.measure import StepProfile, measured
 from xshard.mpmd.runnable import MpmdRunnable
 from xshard.mpmd.step import Pipeline
 from xshard.pipeline_plans import cuttable_step, donated_places, pipeline_plan, tied_places
@@ -31,6 +32,15 @@ CHUNKS = 2
 
 class PipelinedStep(ShardedStep):
     """A `ShardedStep` whose arguments lie on the groups of devices of a pipeline."""
+
+    def profile(self, *args: Any, **kwargs: Any) -> StepProfile:
+        """Runs a step as a call does (donating as it does) and measures its tasks.
+
+        Its `result` is the step's; `trace(path)` writes the predicted and the measured step side by
+        side. The first call with new shapes compiles, which is measured, too.
+        """
+        current: Any = self._runnable(self._arguments.call(args, kwargs))
+        return measured(current.pipeline, current.plan, lambda: self(*args, **kwargs))
 
     def _placed(self, current: Any, call: Call) -> tuple[Any, ...]:
         return current.placed(call.row)

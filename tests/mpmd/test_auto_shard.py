@@ -18,6 +18,7 @@ from tests.mpmd import programs
 from tests.mpmd.programs import args, encoder_decoder, train
 from xshard.errors import MeshError, PipelineError
 
+PARTS = ("fwd", "bwd", "bwd_weight")
 CONFIG = SMALL.replace(
     num_layers=2, hidden=32, seq_len=16, vocab=64, dropout=0.0, dtype="float32", batch=8
 )
@@ -55,6 +56,17 @@ def test_a_plan_says_what_runs_where(tmp_path: Path) -> None:
     events = json.loads((tmp_path / "plan.json").read_text())["traceEvents"]
     tasks = [e for e in events if e["ph"] == "X" and e["cat"] != "transfer"]
     assert len(tasks) == sum(map(len, step.plan.schedule.rows))
+    profile = step.profile(again, old[1])
+    assert_close(profile.result, step(again, old[1]), 8.0)
+    profile.trace(tmp_path / "step.json")
+    events = json.loads((tmp_path / "step.json").read_text())["traceEvents"]
+    planned, seen = (
+        {(e["tid"], e["name"]) for e in events if e["pid"] == line and e.get("cat") in PARTS}
+        for line in (0, 1)
+    )
+    assert len(seen) >= 2 * 2 * 4
+    assert seen <= planned
+    assert profile.task_ns().keys() <= step.plan.times.task_ns.keys()
     moments = step.in_shardings[0][1][1][0].mu["layers"]
     assert [m["up"].device_set for m in moments] == [
         p["up"].device_set for p in step.in_shardings[0][0]["layers"]
