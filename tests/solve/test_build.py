@@ -39,7 +39,7 @@ PROGRAMS = {
     "residual": (residual, (array(2048, 512), array(512, 512))),
     "summed": (summed, (array(4096, 64), array(64, 128))),
     "odd sizes": (residual, (array(2046, 510), array(510, 510))),
-    "a train step": (train([mlp]), (state([mlp_params(256, 512)]), array(512, 256))),
+    "a train step": (train([mlp]), (state([mlp_params(256, 512)]), array(4096, 256))),
 }
 
 
