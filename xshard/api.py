@@ -19,7 +19,7 @@ from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.plan import PipelinePlan
 from xshard.outer import Outer
 from xshard.pipeline_plans import PipelineSearch, read_stages
-from xshard.pipelined import pipelined
+from xshard.pipelined import pipelined, refuse_unused
 from xshard.place import Place, read_bytes, shapes_over
 from xshard.plan.plan import Plan
 from xshard.plan_cache import PlanCacheOption
@@ -92,6 +92,10 @@ def auto_shard(
     arguments = Arguments(fun, static_argnums, donate_argnums)
     limit = place.memory_bytes if memory_limit is None else read_bytes(memory_limit)
     if pipeline != 1:
+        refuse_unused(
+            in_specs=in_specs, out_specs=out_specs, plan=plan, profile=profile or None,
+            cost_db=cost_db or None, remat=None if remat == "none" else remat,
+        )  # fmt: skip
         return pipelined(
             fun, arguments, place, pipeline, schedule, microbatches, batch_axes, time_limit, limit
         )

@@ -116,6 +116,15 @@ class PipelineMaker:
         return meshes, shape, replace(self.place, devices=meshes[0].devices).cluster
 
 
+def refuse_unused(**options: Any) -> None:
+    """Raises a PipelineError for an option, not None, that a pipeline would not heed."""
+    for name, value in options.items():
+        if value is not None:
+            raise PipelineError(
+                f"{name}={value!r} is not heeded by a pipeline; leave it out, or use pipeline=1"
+            )
+
+
 def pipelined(
     fun: Callable[..., Any], arguments: Arguments, place: Place, groups: int, schedule: str,
     microbatches: Any, batch_axes: Any, time_limit_s: float, memory_limit: int | None,

@@ -77,6 +77,8 @@ WRONG = [
     ({"pipeline": 0}, PipelineError, "pipeline=0 is no number of groups"),
     ({"pipeline": 3}, MeshError, "mesh data=8 cannot be cut into 3 equal groups"),
     ({"schedule": "fast"}, PipelineError, "schedule='fast' is unknown; use 'auto' or one of 'gp"),
+    ({"remat": "all"}, PipelineError, "remat='all' is not heeded by a pipeline; leave it out"),
+    ({"in_specs": ()}, PipelineError, "in_specs=\\(\\) is not heeded"),
     ({"microbatches": "auto"}, PipelineError, "needs a number of microbatches, not 'auto'"),
 ]
 
