@@ -205,12 +205,12 @@ class _Search:
         return self.known[way]
 
     def _prepared(self, way: Way) -> list[Prepared]:
-        """For each mesh with the lanes that were fastest on it where it was first looked at."""
+        """For each mesh without lanes, which take room, and with those that were fastest at first."""
         if not self.lanes or way.microbatches == 1:
             return self.candidates.with_lanes(way)
-        found = [p for n in sorted({*self.lanes.values()})
+        found = [p for n in sorted({1, *self.lanes.values()})
                  for p in self.candidates.prepared(replace(way, lanes=n))]  # fmt: skip
-        return [p for p in found if self.lanes.get(p.request.mesh) == p.request.lanes]
+        return [p for p in found if p.request.lanes in (1, self.lanes.get(p.request.mesh))]
 
     def _is_beaten(self, way: Way, prepared: Prepared) -> bool:
         bound = self._bound(way, prepared.request.mesh)
