@@ -205,7 +205,7 @@ class _Search:
         return self.known[way]
 
     def _prepared(self, way: Way) -> list[Prepared]:
-        """For each mesh without lanes, which take room, and with those that were fastest at first."""
+        """For each mesh without lanes, which take room, and with the first fastest."""
         if not self.lanes or way.microbatches == 1:
             return self.candidates.with_lanes(way)
         found = [p for n in sorted({1, *self.lanes.values()})
