@@ -18,13 +18,13 @@ from xshard.making import Maker, PlannedStep, candidates_of, for_mesh, steps
 from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.plan import PipelinePlan
 from xshard.outer import Outer
-from xshard.pipeline_plans import PipelineSearch, read_stages
-from xshard.pipelined import pipelined, refuse_unused
+from xshard.pipeline.search import PipelineSearch, read_stages
+from xshard.pipeline.step import pipelined, refuse_unused
 from xshard.place import Place, read_bytes, shapes_over
 from xshard.plan.plan import Plan
 from xshard.plan_cache import PlanCacheOption
 from xshard.plan_cache import best as plan_cache_best
-from xshard.planning import prepare_all
+from xshard.prepare import prepare_all
 from xshard.profile.quick import Costs
 from xshard.profile.targets import Step
 from xshard.run.call import Arguments

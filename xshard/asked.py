@@ -9,7 +9,7 @@ from typing import Any
 from xshard.cost.cluster import Cluster
 from xshard.ir.trace import Traced
 from xshard.pins import Pins, pins_of
-from xshard.planning import Request
+from xshard.prepare import Request
 from xshard.run.call import Call
 from xshard.spec import MeshShape
 from xshard.ties import ties_of

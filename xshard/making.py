@@ -21,7 +21,7 @@ from xshard.place import Place
 from xshard.plan.plan import Plan
 from xshard.plan.refuse import check_fits
 from xshard.plan_cache import PlanCacheOption, best
-from xshard.planning import Prepared
+from xshard.prepare import Prepared
 from xshard.profile.quick import Costs
 from xshard.profile.targets import Step
 from xshard.run.call import Arguments, Call, name_of

@@ -13,7 +13,7 @@ from xshard.errors import MicrobatchError, RematError
 from xshard.ir.trace import Traced
 from xshard.microbatch.split import Divided, divided, found_axes, stated_axes
 from xshard.plan.plan import Plan, RecomputedLayers
-from xshard.planning import Prepared, Request, measured, prepare_all
+from xshard.prepare import Prepared, Request, measured, prepare_all
 from xshard.remat.rewrite import Layered, layered
 from xshard.spec import MeshShape
 from xshard.ties import ties_of

@@ -25,17 +25,8 @@ from xshard.errors import InfeasibleError, MicrobatchError
 from xshard.microbatching import Candidates, Way, numbers
 from xshard.plan.plan import Plan
 from xshard.plan.records import Trial
-from xshard.planning import (
-    Modelled,
-    Prepared,
-    Relaxed,
-    Unfit,
-    described,
-    fitting,
-    make_plan,
-    model,
-    relaxed,
-)
+from xshard.planning import Relaxed, Unfit, described, fitting, make_plan, relaxed
+from xshard.prepare import Modelled, Prepared, model
 from xshard.solve.problem import Solution
 from xshard.spec import MeshShape
 

@@ -1,39 +1,24 @@
-"""The street: a traced function -> classes -> rules -> problem -> solution -> plan."""
+"""The street's second half: problems -> solutions -> the best plan, or why there is none."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xshard.cost.cluster import Cluster
-from xshard.cost.fusion import Storage, storage
-from xshard.cost.liveness import liveness
-from xshard.cost.measured import Measured
-from xshard.cost.measured_prices import prices_of
-from xshard.cost.postpone import postponed
-from xshard.cost.prices import ClusterPrices
 from xshard.describe import alternatives, describe
 from xshard.diagnosis import OutOfTime, Statement, at_peak, blame, conflict, statements_of
 from xshard.errors import InfeasibleError
-from xshard.fingerprint import fingerprint
-from xshard.ir.fold import Classes, fold
-from xshard.ir.trace import Traced
-from xshard.plan.plan import Plan, RecomputedLayers
+from xshard.plan.plan import Plan
 from xshard.plan.units import size
-from xshard.rules import Rule, rule_of
-from xshard.solve.build import draft
-from xshard.solve.draft import Draft, Pin
-from xshard.solve.memory import Timeline, add_memory, first_rows, violated
-from xshard.solve.problem import Infeasible, Problem, Row, Solution
+from xshard.prepare import Modelled, Prepared, model, prepare
+from xshard.solve.memory import first_rows, violated
+from xshard.solve.problem import Infeasible, Solution
 from xshard.solve.search import solve
-from xshard.spec import MeshShape
 
-SMALLEST_COPY_BYTES = 1 << 14
-"""Resharded copies of smaller arrays are left out of the memory model."""
 ENOUGH_GAP = 0.005
 """Where memory binds or choices are many, the search ends at a plan proven to be this close to the
 best: a tenth of what the cost model itself is off by."""
@@ -44,78 +29,6 @@ _LEAST_S = 1.0
 
 MOST_ROUNDS = 12
 """How often rows of live memory that an answer violates are added before giving up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be planned.
-
-    Attributes:
-      pins: value id -> what the user fixed.
-      results: position among the results -> what the user fixed of it as it is returned.
-      ties: result value -> the argument whose next value it is.
-      donated: argument values whose memory may be reused.
-      memory_limit: bytes per device, or None.
-      time_limit_s: of the solver.
-      measured: what is known of the devices by measurement.
-      microbatches: in how many the traced step runs.
-      lanes: parts of each sum over the batch that it adds up after the loop.
-      remat: of each chain of layers, how many are recomputed.
-    """
-
-    traced: Traced
-    mesh: MeshShape
-    cluster: Cluster
-    pins: Mapping[int, Pin] = field(default_factory=dict[int, Pin])
-    results: Mapping[int, Pin] = field(default_factory=dict[int, Pin])
-    ties: Mapping[int, int] = field(default_factory=dict[int, int])
-    donated: frozenset[int] = frozenset()
-    memory_limit: int | None = None
-    time_limit_s: float = 60.0
-    measured: Measured | None = None
-    microbatches: int = 1
-    lanes: int = 1
-    remat: tuple[RecomputedLayers, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A request with everything that does not depend on the solver's answer."""
-
-    request: Request
-    classes: Classes
-    rules: tuple[Rule, ...]
-    storage: Storage
-    prices: ClusterPrices
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies graph, mesh, devices and pins."""
-        r = self.request
-        return fingerprint(r.traced.graph, r.mesh, str(r.cluster), r.pins, r.results)
-
-
-@dataclass(frozen=True, slots=True)
-class Modelled:
-    """The problem of a prepared request.
-
-    Attributes:
-      crowded: moments that answers under a limit have exceeded; the next search begins with them.
-    """
-
-    prepared: Prepared
-    draft: Draft
-    timeline: Timeline
-    crowded: list[Row] = field(default_factory=list[Row])
-
-    def problem(self, limit: int | None, rows: tuple[Row, ...]) -> Problem:
-        """The plain instance, with these rows of live memory."""
-        limited = rows if limit is not None else ()
-        return Problem(tuple(self.draft.nodes), tuple(self.draft.edges), limited, limit)
-
-    def peak_bytes(self, solution: Solution) -> int:
-        """The predicted peak of a device."""
-        return int(self.timeline.curve(self.draft, solution.choices).max(initial=0))
 
 
 def make_plan(tried: Sequence[Prepared], on_step: Callable[[str], None] = lambda _: None) -> Plan:
@@ -282,65 +195,6 @@ def _other(modelled: Modelled) -> Solution:
     if isinstance(answer, Infeasible):
         raise InfeasibleError("nothing fits with this sharding")
     return answer
-
-
-def prepare(request: Request) -> Prepared:
-    """Classes, their rules, and where values are stored."""
-    graph = request.traced.graph
-    keys = {v: request.results.get(i) for i, v in enumerate(graph.outputs) if v is not None}
-    classes = fold(graph, {**{v: pin for v, pin in keys.items() if pin}, **request.pins})
-    rules = tuple(rule_of(graph, graph.ops[m[len(m) // 2]]) for m in classes.members)
-    keeps = request.cluster.device.keeps
-    alone = request.mesh.num_devices == 1
-    stored = storage(graph, [rules[c] for c in classes.op_class.tolist()], keeps, alone)
-    prices = prices_of(graph, stored, request.cluster, request.mesh, request.measured)
-    return Prepared(request, classes, rules, stored, prices)
-
-
-def prepare_all(requests: Sequence[Request]) -> list[Prepared]:
-    """Prepares requests for one function; those with equal pins share all but their prices."""
-    found: list[Prepared] = []
-    for request in requests:
-        like = next((p for p in found if _pinned_alike(p.request, request)), None)
-        if like is None:
-            found.append(prepare(request))
-            continue
-        found.append(priced(replace(like, request=request)))
-    return found
-
-
-def _pinned_alike(a: Request, b: Request) -> bool:
-    return (a.pins, a.results) == (b.pins, b.results)
-
-
-def measured(tried: Sequence[Prepared], known: Measured | None) -> list[Prepared]:
-    """The same with prices by what is known of the devices by measurement."""
-    if not known:
-        return list(tried)
-    return [priced(replace(p, request=replace(p.request, measured=known))) for p in tried]
-
-
-def priced(prepared: Prepared) -> Prepared:
-    """The same with the prices of its request."""
-    r = prepared.request
-    prices = prices_of(r.traced.graph, prepared.storage, r.cluster, r.mesh, r.measured)
-    return replace(prepared, prices=prices)
-
-
-def model(prepared: Prepared) -> Modelled:
-    """The problem: nodes, edges and what is live when."""
-    r, graph = prepared.request, prepared.request.traced.graph
-    d = draft(
-        graph, prepared.classes, r.mesh, prepared.rules, prepared.storage, prepared.prices,
-        r.pins, r.ties, r.results,
-    )  # fmt: skip
-    aliased = {result: arg for result, arg in r.ties.items() if arg in r.donated}
-    device = r.cluster.device
-    hides = device.keeps is not None and r.mesh.num_devices > 1
-    late = postponed(graph, prepared.classes, prepared.rules) if hides else None
-    live = liveness(graph, prepared.storage, aliased, late)
-    timeline = add_memory(d, prepared.storage, live, SMALLEST_COPY_BYTES, device)
-    return Modelled(prepared, d, timeline)
 
 
 def _search(

@@ -1,5 +1,6 @@
 """Hugging Face transformers and diffusers, the Flax models of their last versions with them."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

@@ -1,5 +1,6 @@
 """Graphs, differential equations, sampling, planning, memory: smaller libraries around JAX."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

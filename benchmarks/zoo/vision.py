@@ -1,5 +1,6 @@
 """Images: equimo, jax-resnet, keras."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

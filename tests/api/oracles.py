@@ -16,7 +16,7 @@ from xshard.describe import describe
 from xshard.ir.trace import trace
 from xshard.pins import pins_of
 from xshard.plan.plan import Plan
-from xshard.planning import Request, model, prepare
+from xshard.prepare import Request, model, prepare
 from xshard.solve.problem import FORBIDDEN, Edge, Node, Solution
 from xshard.spec import MeshShape
 from xshard.ties import ties_of

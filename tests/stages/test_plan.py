@@ -10,10 +10,10 @@ import xshard
 from tests.stages import models
 from tests.stages.steps import cuttable_step
 from xshard.cost.cluster import Cluster
+from xshard.pipeline.boundaries import BoundarySearch
+from xshard.pipeline.solver import StagePlans, StageSolver
 from xshard.schedules import build
 from xshard.spec import MeshShape
-from xshard.stage_search import BoundarySearch
-from xshard.stage_solver import StagePlans, StageSolver
 from xshard.stages.staged import PER_MICROBATCH, Staged
 
 MESH = MeshShape(("x",), (2,))

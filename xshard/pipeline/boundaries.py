@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from xshard.pipeline.solver import StagePlans, StageSolver
 from xshard.schedules import Schedule, Times, in_flight, simulate
-from xshard.stage_solver import StagePlans, StageSolver
 from xshard.stages.cut import Cuttable
 from xshard.stages.staged import Staged
 from xshard.stages.units import balanced

@@ -13,15 +13,15 @@ from xshard.mpmd.layout import Layout, submeshes
 from xshard.mpmd.measure import StepProfile, measured
 from xshard.mpmd.runnable import MpmdRunnable
 from xshard.mpmd.step import Pipeline
-from xshard.pipeline_plans import cuttable_step, donated_places, pipeline_plan, tied_places
+from xshard.pipeline.boundaries import BoundarySearch
+from xshard.pipeline.search import cuttable_step, donated_places, pipeline_plan, tied_places
+from xshard.pipeline.solver import StageSolver
 from xshard.place import Place
 from xshard.run.call import Arguments, Call
 from xshard.run.hosts import confirm_text
 from xshard.schedules import SCHEDULES, build
 from xshard.sharded import ShardedStep
 from xshard.spec import MeshShape
-from xshard.stage_search import BoundarySearch
-from xshard.stage_solver import StageSolver
 from xshard.stages.cut import Cuttable
 
 AUTO = ("1f1b", "interleaved", "zero_bubble")

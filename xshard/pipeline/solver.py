@@ -21,7 +21,8 @@ from xshard.cost.measured import Measured
 from xshard.cost.measured_prices import prices_of
 from xshard.ir.graph import Address
 from xshard.plan.plan import Plan
-from xshard.planning import Modelled, Prepared, Request, described, fastest, model, prepare
+from xshard.planning import described, fastest
+from xshard.prepare import Modelled, Prepared, Request, model, prepare
 from xshard.run.annotate import Constraints, annotate
 from xshard.run.constraints import constraints_of, partition_spec
 from xshard.spec import MeshShape, Spec

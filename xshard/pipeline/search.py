@@ -13,12 +13,12 @@ from xshard.errors import InfeasibleError, PipelineError
 from xshard.ir.trace import Traced
 from xshard.microbatch.split import divided, found_axes, stated_axes
 from xshard.mpmd.plan import PipelinePlan
+from xshard.pipeline.boundaries import BoundarySearch
+from xshard.pipeline.solver import StagePlans, StageSolver
 from xshard.place import mesh_shapes
 from xshard.run.call import Call
 from xshard.schedules import Schedule, Times, build
 from xshard.spec import MeshShape, num_shards
-from xshard.stage_search import BoundarySearch
-from xshard.stage_solver import StagePlans, StageSolver
 from xshard.stages.cut import Cuttable, cuttable
 from xshard.stages.kinds import nbytes
 from xshard.stages.staged import PER_MICROBATCH

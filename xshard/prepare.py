@@ -1,0 +1,158 @@
+"""A request -> all that does not depend on the answer (classes, rules, prices) -> the problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from xshard.cost.cluster import Cluster
+from xshard.cost.fusion import Storage, storage
+from xshard.cost.liveness import liveness
+from xshard.cost.measured import Measured
+from xshard.cost.measured_prices import prices_of
+from xshard.cost.postpone import postponed
+from xshard.cost.prices import ClusterPrices
+from xshard.fingerprint import fingerprint
+from xshard.ir.fold import Classes, fold
+from xshard.ir.trace import Traced
+from xshard.plan.plan import RecomputedLayers
+from xshard.rules import Rule, rule_of
+from xshard.solve.build import draft
+from xshard.solve.draft import Draft, Pin
+from xshard.solve.memory import Timeline, add_memory
+from xshard.solve.problem import Problem, Row, Solution
+from xshard.spec import MeshShape
+
+SMALLEST_COPY_BYTES = 1 << 14
+"""Resharded copies of smaller arrays are left out of the memory model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be planned.
+
+    Attributes:
+      pins: value id -> what the user fixed.
+      results: position among the results -> what the user fixed of it as it is returned.
+      ties: result value -> the argument whose next value it is.
+      donated: argument values whose memory may be reused.
+      memory_limit: bytes per device, or None.
+      time_limit_s: of the solver.
+      measured: what is known of the devices by measurement.
+      microbatches: in how many the traced step runs.
+      lanes: parts of each sum over the batch that it adds up after the loop.
+      remat: of each chain of layers, how many are recomputed.
+    """
+
+    traced: Traced
+    mesh: MeshShape
+    cluster: Cluster
+    pins: Mapping[int, Pin] = field(default_factory=dict[int, Pin])
+    results: Mapping[int, Pin] = field(default_factory=dict[int, Pin])
+    ties: Mapping[int, int] = field(default_factory=dict[int, int])
+    donated: frozenset[int] = frozenset()
+    memory_limit: int | None = None
+    time_limit_s: float = 60.0
+    measured: Measured | None = None
+    microbatches: int = 1
+    lanes: int = 1
+    remat: tuple[RecomputedLayers, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request with everything that does not depend on the solver's answer."""
+
+    request: Request
+    classes: Classes
+    rules: tuple[Rule, ...]
+    storage: Storage
+    prices: ClusterPrices
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies graph, mesh, devices and pins."""
+        r = self.request
+        return fingerprint(r.traced.graph, r.mesh, str(r.cluster), r.pins, r.results)
+
+
+@dataclass(frozen=True, slots=True)
+class Modelled:
+    """The problem of a prepared request.
+
+    Attributes:
+      crowded: moments that answers under a limit have exceeded; the next search begins with them.
+    """
+
+    prepared: Prepared
+    draft: Draft
+    timeline: Timeline
+    crowded: list[Row] = field(default_factory=list[Row])
+
+    def problem(self, limit: int | None, rows: tuple[Row, ...]) -> Problem:
+        """The plain instance, with these rows of live memory."""
+        limited = rows if limit is not None else ()
+        return Problem(tuple(self.draft.nodes), tuple(self.draft.edges), limited, limit)
+
+    def peak_bytes(self, solution: Solution) -> int:
+        """The predicted peak of a device."""
+        return int(self.timeline.curve(self.draft, solution.choices).max(initial=0))
+
+
+def prepare(request: Request) -> Prepared:
+    """Classes, their rules, and where values are stored."""
+    graph = request.traced.graph
+    keys = {v: request.results.get(i) for i, v in enumerate(graph.outputs) if v is not None}
+    classes = fold(graph, {**{v: pin for v, pin in keys.items() if pin}, **request.pins})
+    rules = tuple(rule_of(graph, graph.ops[m[len(m) // 2]]) for m in classes.members)
+    keeps = request.cluster.device.keeps
+    alone = request.mesh.num_devices == 1
+    stored = storage(graph, [rules[c] for c in classes.op_class.tolist()], keeps, alone)
+    prices = prices_of(graph, stored, request.cluster, request.mesh, request.measured)
+    return Prepared(request, classes, rules, stored, prices)
+
+
+def prepare_all(requests: Sequence[Request]) -> list[Prepared]:
+    """Prepares requests for one function; those with equal pins share all but their prices."""
+    found: list[Prepared] = []
+    for request in requests:
+        like = next((p for p in found if _pinned_alike(p.request, request)), None)
+        if like is None:
+            found.append(prepare(request))
+            continue
+        found.append(priced(replace(like, request=request)))
+    return found
+
+
+def _pinned_alike(a: Request, b: Request) -> bool:
+    return (a.pins, a.results) == (b.pins, b.results)
+
+
+def measured(tried: Sequence[Prepared], known: Measured | None) -> list[Prepared]:
+    """The same with prices by what is known of the devices by measurement."""
+    if not known:
+        return list(tried)
+    return [priced(replace(p, request=replace(p.request, measured=known))) for p in tried]
+
+
+def priced(prepared: Prepared) -> Prepared:
+    """The same with the prices of its request."""
+    r = prepared.request
+    prices = prices_of(r.traced.graph, prepared.storage, r.cluster, r.mesh, r.measured)
+    return replace(prepared, prices=prices)
+
+
+def model(prepared: Prepared) -> Modelled:
+    """The problem: nodes, edges and what is live when."""
+    r, graph = prepared.request, prepared.request.traced.graph
+    d = draft(
+        graph, prepared.classes, r.mesh, prepared.rules, prepared.storage, prepared.prices,
+        r.pins, r.ties, r.results,
+    )  # fmt: skip
+    aliased = {result: arg for result, arg in r.ties.items() if arg in r.donated}
+    device = r.cluster.device
+    hides = device.keeps is not None and r.mesh.num_devices > 1
+    late = postponed(graph, prepared.classes, prepared.rules) if hides else None
+    live = liveness(graph, prepared.storage, aliased, late)
+    timeline = add_memory(d, prepared.storage, live, SMALLEST_COPY_BYTES, device)
+    return Modelled(prepared, d, timeline)
