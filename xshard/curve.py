@@ -102,7 +102,9 @@ def _stretches(starts: Ints, totals: Ints, end: int) -> tuple[Ints, Ints]:
 
 
 def _phases(d: Draft, starts: Ints, firsts: Ints, end: int) -> Iterator[tuple[str, int]]:
-    """Where the phase that takes most of a stretch's time changes."""
+    """Where the phase that takes most of a stretch's time changes; a step without ops has none."""
+    if not d.graph.ops:
+        return
     names = list(dict.fromkeys(op.phase for op in d.graph.ops))
     of_op = np.array([names.index(op.phase) for op in d.graph.ops], dtype=np.int64)
     spent = np.zeros((len(names), len(firsts)), dtype=np.int64)
