@@ -73,6 +73,26 @@ def inlined(eqn: JaxprEqn, call: JaxprEqn) -> JaxprEqn:
     return eqn.replace(source_info=info.replace(name_stack=stack, traceback=line))
 
 
+def run_again(eqn: JaxprEqn) -> JaxprEqn:
+    """An equation as it runs again in the backward pass: marked as `jax.checkpoint` marks that."""
+    info = eqn.source_info
+    return eqn.replace(source_info=info.replace(name_stack=_again(info.name_stack)))
+
+
+def is_rematted(eqn: JaxprEqn) -> bool:
+    """Whether the equation is part of what a `jax.checkpoint` recomputes in the backward pass."""
+    stack = eqn.source_info.name_stack.stack
+    return any(getattr(part, "name", "") in _REMATTED for part in stack)
+
+
+_REMATTED = ("rematted_computation", "checkpoint")
+
+
+def _again(stack: Any) -> Any:
+    marks = source_info_util.new_name_stack().transform("transpose")
+    return marks.extend("rematted_computation") + stack
+
+
 def sub_jaxprs(eqn: JaxprEqn) -> Iterator[Any]:
     """The jaxprs, open or closed, that an equation holds in its parameters."""
     for value in eqn.params.values():

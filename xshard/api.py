@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
@@ -18,7 +19,7 @@ from xshard.making import Maker, PlannedStep, candidates_of, for_mesh, steps
 from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.plan import PipelinePlan
 from xshard.outer import Outer
-from xshard.pipeline.search import PipelineSearch, read_stages
+from xshard.pipeline.search import PipelineSearch, donated_places, groups_of, read_stages
 from xshard.pipeline.step import pipelined, refuse_unused
 from xshard.place import Place, read_bytes, shapes_over
 from xshard.plan.plan import Plan
@@ -94,11 +95,12 @@ def auto_shard(
     if pipeline != 1:
         refuse_unused(
             in_specs=in_specs, out_specs=out_specs, plan=plan, profile=profile or None,
-            cost_db=cost_db or None, remat=None if remat == "none" else remat,
+            cost_db=cost_db or None,
         )  # fmt: skip
         return pipelined(
-            fun, arguments, place, pipeline, schedule, microbatches, batch_axes, time_limit, limit
-        )
+            fun, arguments, place, pipeline, schedule, microbatches, batch_axes, time_limit, limit,
+            remat,
+        )  # fmt: skip
     asked = Asked(place.cluster, place.shapes, in_specs, out_specs, limit, time_limit)
     given = _checked(plan, microbatches, remat)
     costs = Costs(cost_db, False if given else profile)
@@ -155,7 +157,7 @@ def plan_pipeline(
     fun: Callable[..., Any],
     *avals: Any,
     cluster: str | Cluster,
-    microbatches: int,
+    microbatches: int | str,
     pipeline: int | str = "auto",
     schedule: str = "1f1b",
     memory_limit: int | float | str | None = None,
@@ -163,13 +165,17 @@ def plan_pipeline(
     static_argnums: int | Sequence[int] = (),
     batch_axes: Any = None,
     time_limit: float = 60.0,
+    remat: str = "none",
 ) -> PipelinePlan:
     """The plan of `fun(*avals)` in pipeline stages, for devices that need not be here.
 
     Args:
       pipeline: the number of stages, each on as many neighbouring devices; "auto": each number from
         2 on that the cluster can be cut into. Meshes of one and two axes are tried for a stage.
-      schedule: a name that `auto_shard` takes, of one stage on each group of devices.
+      schedule: as `auto_shard` takes it.
+      microbatches: a number, or "auto": as many as make it fastest.
+      remat: of each stage's layers (docs/pipeline.md): "none", "all", or "auto", as many as the
+        memory limit asks for.
 
     The other arguments are those of `plan`.
 
@@ -180,11 +186,12 @@ def plan_pipeline(
     cluster = Cluster.parse(cluster) if isinstance(cluster, str) else cluster
     call = Arguments(fun, static_argnums, donate_argnums).call(avals, {})
     limit = cluster.device.memory_bytes if memory_limit is None else read_bytes(memory_limit)
+    traced = trace(fun, avals, call.static)
     search = PipelineSearch(
-        trace(fun, avals, call.static), call, cluster, microbatches, schedule, batch_axes, limit,
-        time_limit,
+        traced, donated_places(traced, call), partial(groups_of, cluster),
+        read_number(microbatches), schedule, batch_axes, limit, time_limit, read_remat(remat),
     )  # fmt: skip
-    return search.best(read_stages(pipeline, cluster))
+    return search.best(read_stages(pipeline, cluster)).plan
 
 
 def profile_steps(

@@ -16,30 +16,53 @@ from xshard.schedules.trace import predicted, save_trace
 from xshard.spec import MeshShape
 
 
+@dataclass(frozen=True, slots=True)
+class PipelineTrial:
+    """A way to run the step in stages that was looked at.
+
+    Attributes:
+      mesh: of each group of devices.
+      outcome: "planned", "at least" (no plan is faster than that, which another was), or "does not
+        fit" the memory limit.
+      time_ns: predicted, or the bound.
+    """
+
+    schedule: str
+    stages: int
+    microbatches: int
+    mesh: MeshShape
+    outcome: str = ""
+    time_ns: int | None = None
+
+
 @dataclass(frozen=True)
 class PipelinePlan:
     """The plan of a step in pipeline stages.
 
     Attributes:
       layers: units of the forward pass on each stage.
+      recomputed: how many of them each stage runs again in the backward pass, the first ones.
       mesh: of each group of devices.
       cluster: as of `Plan`.
       times: of tasks and transfers.
       once_ns: by group, what runs before and after the microbatches, one after the other.
       peak_bytes: by group, the most that a device of it holds at once.
       programs: the plan of all that a stage runs, by stage.
-      trials: (schedule, stages, predicted time) of all that were looked at.
+      trials: all that were looked at.
+      bound_ns: a time that no plan is below, of all that were open.
     """
 
     schedule: Schedule
     layers: tuple[int, ...]
+    recomputed: tuple[int, ...]
     mesh: MeshShape
     cluster: str
     times: Times
     once_ns: tuple[int, ...]
     peak_bytes: tuple[int, ...]
     programs: Mapping[str, Plan]
-    trials: tuple[tuple[str, int, int], ...] = ()
+    trials: tuple[PipelineTrial, ...] = ()
+    bound_ns: int = 0
 
     @property
     def timeline(self) -> Timeline:
@@ -56,6 +79,11 @@ class PipelinePlan:
         """The predicted time of a step."""
         return self.timeline.makespan_ns + max(self.once_ns, default=0)
 
+    @property
+    def gap(self) -> float:
+        """At most this share of the predicted time could be saved by another plan."""
+        return max(0.0, 1 - self.bound_ns / self.objective_ns) if self.objective_ns else 0.0
+
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Writes the predicted schedule as a Chrome trace, for https://ui.perfetto.dev."""
         save_trace(path, {"predicted": predicted(self.timeline, self.times)})
@@ -66,14 +94,26 @@ class PipelinePlan:
         Raises:
           PlanError: the file cannot be written.
         """
-        text = pipeline.page(self._head(), self.timeline, (self._table(),), self.programs)
+        text = pipeline.page(self._head(), self.timeline, self._tables(), self.programs)
         store.write(path, text)
 
     def _repr_html_(self) -> str:
-        return pipeline.fragment(self._head(), self.timeline, (self._table(),))
+        return pipeline.fragment(self._head(), self.timeline, self._tables())
 
     def __str__(self) -> str:
-        return f"{self._head()}\n{to_text((self._table(),))}"
+        return f"{self._head()}\n{to_text(self._tables())}"
+
+    def _tables(self) -> tuple[Table, ...]:
+        """The stages, and what else was looked at."""
+        if len(self.trials) < 2:
+            return (self._table(),)
+        rows = tuple(
+            (t.schedule, str(t.stages), mesh_text(t.mesh), str(t.microbatches), t.outcome,
+             "" if t.time_ns is None else duration(t.time_ns))
+            for t in self.trials
+        )  # fmt: skip
+        columns = ("schedule", ">stages", "mesh", ">microbatches", "outcome", ">time")
+        return self._table(), Table("Ways to run the step", columns, rows, "")
 
     def _head(self) -> str:
         schedule, line = self.schedule, self.timeline
@@ -82,24 +122,18 @@ class PipelinePlan:
             f"{self.mesh.num_devices} devices ({mesh_text(self.mesh)})",
             "cluster": self.cluster,
             "schedule": f"{schedule.name}, {schedule.microbatches} microbatches, "
-            f"bubble {line.bubble:.1%}" + self._tried(),
-            "predicted time": f"{duration(self.objective_ns)} a step",
+            f"bubble {line.bubble:.1%}",
+            "predicted time": f"{duration(self.objective_ns)} a step, gap {self.gap:.1%}",
             "peak memory": f"{size(max(self.peak_bytes))} a device",
         }
         return "\n".join(f"{name:<15} {text}" for name, text in lines.items())
-
-    def _tried(self) -> str:
-        if len(self.trials) < 2:
-            return ""
-        tried = (f"{name} with {n} stages: {duration(ns)}" for name, n, ns in self.trials)
-        return f" (tried {', '.join(tried)})"
 
     def _table(self) -> Table:
         placement, chunk = self.schedule.placement, self.schedule.chunk
         held = in_flight(self.schedule)
         rows = tuple(
             (
-                f"stage {s}", f"group {placement[s]}", str(self.layers[s]),
+                f"stage {s}", f"group {placement[s]}", str(self.layers[s]), str(self.recomputed[s]),
                 *(duration(self.times.task_ns[s, part]) for part in self.schedule.parts),
                 str(held[placement[s]].residuals) if not chunk[s] else "",
                 size(self.peak_bytes[placement[s]]) if not chunk[s] else "",
@@ -107,5 +141,6 @@ class PipelinePlan:
             for s in range(self.schedule.num_stages)
         )  # fmt: skip
         parts = tuple(f">{part}" for part in self.schedule.parts)
-        columns = ("stage", "devices", ">layers", *parts, ">in flight", ">on a device")
+        layers = ("stage", "devices", ">layers", ">recomputed")
+        columns = (*layers, *parts, ">in flight", ">on a device")
         return Table("Stages", columns, rows, "")

@@ -1,21 +1,24 @@
-"""Plans of pipelines: described, and chosen among numbers of stages and shapes of their meshes."""
+"""Plans of pipelines, chosen among numbers of stages and microbatches, meshes and schedules."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from xshard.cost.cluster import Cluster
 from xshard.cost.collectives import CollectiveModel
 from xshard.errors import InfeasibleError, PipelineError
 from xshard.ir.trace import Traced
-from xshard.microbatch.split import divided, found_axes, stated_axes
-from xshard.mpmd.plan import PipelinePlan
+from xshard.microbatch.split import Divided, divided, found_axes, stated_axes
+from xshard.microbatching import numbers
+from xshard.mpmd.plan import PipelinePlan, PipelineTrial
 from xshard.pipeline.boundaries import BoundarySearch
-from xshard.pipeline.solver import StagePlans, StageSolver
+from xshard.pipeline.solver import StagePlans, StageSolver, TooLargeError
 from xshard.place import mesh_shapes
+from xshard.planning import limited
 from xshard.run.call import Call
 from xshard.schedules import Schedule, Times, build
 from xshard.spec import MeshShape, num_shards
@@ -24,55 +27,175 @@ from xshard.stages.kinds import nbytes
 from xshard.stages.staged import PER_MICROBATCH
 from xshard.ties import ties_of
 
+AUTO = ("1f1b", "interleaved", "zero_bubble")
+"""The schedules that "auto" looks at; GPipe takes as long as 1F1B, and holds more."""
+CHUNKS = 2
+"""Stages on each group under "interleaved"."""
+PER_STAGE = 4
+"""Microbatches for each stage with which the walk over their numbers begins."""
+
+Devices = Callable[[int], Sequence[tuple[MeshShape, Cluster]]]
+"""For a number of groups of devices, the meshes of one group that are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """A pipeline: its plan, and the plans of its stages with what they are plans of."""
+
+    plan: PipelinePlan
+    stages: StagePlans
+
 
 @dataclass(slots=True)
 class PipelineSearch:
-    """The search over numbers of stages and mesh shapes, for one schedule."""
+    """The search over numbers of groups, microbatches, shapes of meshes, and schedules.
+
+    Attributes:
+      donated: positions of the flat arguments that may be reused.
+      devices: what groups of devices there are.
+      microbatches: a number, or "auto": divisors of the batch, from some for each stage on, up and
+        down as long as that is faster.
+      schedule: a name, or "auto".
+      remat: "none", "all" or "auto".
+      trials: what was looked at.
+    """
 
     traced: Traced
-    call: Call
-    cluster: Cluster
-    microbatches: int
+    donated: frozenset[int]
+    devices: Devices
+    microbatches: int | str
     schedule: str = "1f1b"
     batch_axes: Any = None
     memory_limit: int | None = None
     time_limit_s: float = 60.0
+    remat: str = "none"
+    trials: list[PipelineTrial] = field(default_factory=list)
+    found: Best | None = None
+    bound_ns: float = inf
+    too_large: list[TooLargeError] = field(default_factory=list)
+    _divided: Divided | None = None
+    _cuts: dict[int, Cuttable] = field(default_factory=dict)
+    _solvers: dict[tuple[MeshShape, Cluster, int | None], StageSolver] = field(default_factory=dict)
 
-    def best(self, stages: Sequence[int]) -> PipelinePlan:
-        """The fastest plan with one of these numbers of stages.
+    def best(self, groups: Sequence[int]) -> Best:
+        """The fastest plan over one of these numbers of groups of devices.
 
         Raises:
           InfeasibleError: none fits the memory limit.
           PipelineError: the step has not so many layers.
         """
-        found: list[PipelinePlan] = []
-        errors: list[InfeasibleError] = []
-        cut = cuttable_step(self.traced, self.microbatches, self.batch_axes, min(stages))
-        for number in stages:
-            if number > len(cut.units) and len(stages) > 1:
-                continue
-            for shape in mesh_shapes(self.cluster.num_devices // number):
-                try:
-                    found.append(self._one(cut, number, shape))
-                except InfeasibleError as error:
-                    errors.append(error)
-        if not found:
-            raise min(errors, key=lambda e: e.smallest_limit_bytes or 1 << 62)
-        tried = ((f"{p.schedule.name} on {p.mesh}", p.schedule.num_stages, p.objective_ns)
-                 for p in found)  # fmt: skip
-        return replace(min(found, key=lambda p: p.objective_ns), trials=tuple(tried))
+        self.look(groups)
+        if self.found is None:
+            raise self.refusal()
+        return Best(self.plan(), self.found.stages)
 
-    def _one(self, cut: Cuttable, number: int, shape: MeshShape) -> PipelinePlan:
-        schedule = build(self.schedule, number, self.microbatches)
-        solver = StageSolver(
-            shape, part_of(self.cluster, number), self.memory_limit, self.time_limit_s
+    def plan(self) -> PipelinePlan:
+        """The best plan, with what else was tried."""
+        assert self.found is not None
+        plan = self.found.plan
+        bound = round(min(plan.objective_ns, self.bound_ns))
+        return replace(plan, trials=tuple(self.trials), bound_ns=bound)
+
+    def look(self, groups: Sequence[int]) -> None:
+        """Looks at these numbers of groups."""
+        for number in groups:
+            if self.microbatches == "auto":
+                self._walk(number, len(groups) > 1)
+            elif not self._skips(number, int(self.microbatches), len(groups) > 1):
+                self._try(number, int(self.microbatches))
+
+    def _walk(self, number: int, among_others: bool) -> None:
+        open_ = numbers(self._step().batch)
+        start = next((i for i, m in enumerate(open_) if m >= PER_STAGE * number), len(open_) - 1)
+        if self._skips(number, open_[start], among_others):
+            return
+        least = self._try(number, open_[start])
+        for step in (1, -1):
+            i, best = start + step, least
+            while 0 <= i < len(open_) and (ns := self._try(number, open_[i])) < best:
+                i, best = i + step, ns
+
+    def _skips(self, number: int, microbatches: int, among_others: bool) -> bool:
+        """Whether there are too few layers for so many groups, which matters to no other number."""
+        return among_others and number > len(self._cut(microbatches, number).units)
+
+    def _cut(self, microbatches: int, least: int) -> Cuttable:
+        found = self._cuts.get(microbatches)
+        if found is None or len(found.units) < least:
+            looped = self._step().looped(microbatches)
+            found = self._cuts[microbatches] = cuttable(looped.closed_jaxpr, microbatches, least)
+        return found
+
+    def _step(self) -> Divided:
+        if self._divided is None:
+            self._divided = divided_step(self.traced, self.batch_axes)
+        return self._divided
+
+    def _try(self, groups: int, microbatches: int) -> float:
+        """The best time with so many groups and microbatches, infinite if it is no better."""
+        cut, least = self._cut(microbatches, groups), inf
+        for name, chunks in self._schedules(cut, groups):
+            schedule = build(name, groups, microbatches, chunks)
+            for shape, cluster in self.devices(groups):
+                least = min(least, self._one(cut, schedule, chunks, shape, cluster))
+        return least
+
+    def _schedules(self, cut: Cuttable, groups: int) -> list[tuple[str, int]]:
+        """(name, stages on each group) of what is looked at."""
+        if self.schedule != "auto":
+            return [(self.schedule, CHUNKS if self.schedule == "interleaved" else 1)]
+        if groups == 1:
+            return [("1f1b", 1)]
+        fits = len(cut.units) >= CHUNKS * groups
+        return [(name, CHUNKS if name == "interleaved" else 1)
+                for name in AUTO if fits or name != "interleaved"]  # fmt: skip
+
+    def _one(
+        self, cut: Cuttable, schedule: Schedule, chunks: int, shape: MeshShape, cluster: Cluster
+    ) -> float:
+        limit = self.memory_limit and self.memory_limit // chunks
+        solver = self._solvers.setdefault(
+            (shape, cluster, limit), StageSolver(shape, cluster, limit, self.time_limit_s)
         )
         search = BoundarySearch(
-            cut, schedule, solver, tied_places(self.traced),
-            donated_places(self.traced, self.call), self.traced.in_paths,
+            cut, schedule, solver, tied_places(self.traced), self.donated, self.traced.in_paths,
+            self.remat,
         )  # fmt: skip
-        counts, plans = search.run()
-        return pipeline_plan(plans, schedule, counts)
+        below = inf if self.found is None else self.found.plan.objective_ns
+        trial = PipelineTrial(schedule.name, schedule.num_stages, schedule.microbatches, shape)
+        try:
+            found = search.run(below)
+        except TooLargeError as error:
+            self.too_large.append(error)
+            self.trials.append(replace(trial, outcome="does not fit"))
+            return inf
+        if found is None:
+            self.trials.append(replace(trial, outcome="at least", time_ns=round(search.bound_ns)))
+            self.bound_ns = min(self.bound_ns, search.bound_ns)
+            return inf
+        plan = pipeline_plan(found.plans, schedule, found.counts, found.recomputed)
+        self.trials.append(replace(trial, outcome="planned", time_ns=plan.objective_ns))
+        self.bound_ns = min(self.bound_ns, search.bound_ns)
+        if self.found is None or plan.objective_ns < below:
+            self.found = Best(plan, found.plans)
+        return plan.objective_ns
+
+    def refusal(self) -> InfeasibleError:
+        """Why nothing fits, by the stage that comes nearest."""
+        models = [e.modelled for e in self.too_large if e.modelled is not None]
+        if not models:
+            return InfeasibleError("no stages fit the memory limit")
+        try:
+            limited(min(models, key=lambda m: m.prepared.request.memory_limit or 0), len(models))
+        except InfeasibleError as error:
+            return InfeasibleError(f"a stage of a pipeline: {error}", error.smallest_limit_bytes)
+        raise AssertionError("a stage that did not fit does")
+
+
+def groups_of(cluster: Cluster, groups: int) -> list[tuple[MeshShape, Cluster]]:
+    """The meshes of one and two axes over one of so many groups of a cluster."""
+    part = part_of(cluster, groups)
+    return [(shape, part) for shape in mesh_shapes(part.num_devices)]
 
 
 def part_of(cluster: Cluster, groups: int) -> Cluster:
@@ -117,16 +240,19 @@ def numbers_of_stages(cluster: Cluster) -> list[int]:
     return found
 
 
-def cuttable_step(traced: Traced, microbatches: int, batch_axes: Any, least: int) -> Cuttable:
-    """The step in so many microbatches, with at least so many units if it can be cut into them."""
+def divided_step(traced: Traced, batch_axes: Any) -> Divided:
+    """The step that can be cut into microbatches.
+
+    Raises:
+      MicrobatchError: it cannot.
+    """
     if batch_axes is not None:
         axes = stated_axes(traced, batch_axes)
     else:
         state = set(ties_of(traced).values())
         held = (i for i, v in enumerate(traced.graph.inputs) if v in state)
         axes = found_axes(traced, frozenset(held))
-    looped = divided(traced, axes).looped(microbatches)
-    return cuttable(looped.closed_jaxpr, microbatches, least)
+    return divided(traced, axes)
 
 
 def tied_places(traced: Traced) -> dict[int, int]:
@@ -146,7 +272,9 @@ def donated_places(traced: Traced, call: Call) -> frozenset[int]:
     return frozenset(k for k, flag in enumerate(flags) if flag)
 
 
-def pipeline_plan(plans: StagePlans, schedule: Schedule, counts: Sequence[int]) -> PipelinePlan:
+def pipeline_plan(
+    plans: StagePlans, schedule: Schedule, counts: Sequence[int], recomputed: Sequence[int]
+) -> PipelinePlan:
     """What the plans of stages mean for a step."""
     tasks = plans.task_ns()
     once, peaks = [0] * schedule.num_groups, [0] * schedule.num_groups
@@ -159,7 +287,7 @@ def pipeline_plan(plans: StagePlans, schedule: Schedule, counts: Sequence[int]) 
         for part in schedule.parts
     }
     return PipelinePlan(
-        schedule, tuple(counts), plans.solver.mesh, str(plans.solver.cluster),
+        schedule, tuple(counts), tuple(recomputed), plans.solver.mesh, str(plans.solver.cluster),
         Times(task_ns, _transfer_ns(plans)), tuple(once), tuple(peaks),
         {f"stage {s}": made.plan for s, made in enumerate(plans.stages)},
     )  # fmt: skip

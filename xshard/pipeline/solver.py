@@ -19,12 +19,14 @@ from xshard._jax import auto_mesh
 from xshard.cost.cluster import Cluster
 from xshard.cost.measured import Measured
 from xshard.cost.measured_prices import prices_of
+from xshard.errors import InfeasibleError
 from xshard.ir.graph import Address
 from xshard.plan.plan import Plan
-from xshard.planning import described, fastest
+from xshard.planning import Relaxed, Unfit, described, fastest, fitting, relaxed
 from xshard.prepare import Modelled, Prepared, Request, model, prepare
 from xshard.run.annotate import Constraints, annotate
 from xshard.run.constraints import constraints_of, partition_spec
+from xshard.solve.problem import Solution
 from xshard.spec import MeshShape, Spec
 from xshard.stages.graph import StageGraph, stage_graph
 from xshard.stages.staged import PER_MICROBATCH, Staged
@@ -51,6 +53,38 @@ class StagePlan:
         return self.plan.values[int(classes.value_class[self.graph.ids[value]])]
 
 
+@dataclass(frozen=True, slots=True)
+class Loose:
+    """A stage whose specs are chosen without a memory limit: no plan of it is faster.
+
+    Attributes:
+      relaxed: with the memory of its microbatches in flight.
+    """
+
+    graph: StageGraph
+    in_flight: int
+    prepared: Prepared
+    fingerprint: str
+    relaxed: Relaxed
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Equal for stages that have equal plans."""
+        return self.fingerprint, self.in_flight
+
+
+class TooLargeError(InfeasibleError):
+    """A stage has no plan within the memory limit.
+
+    Attributes:
+      modelled: of the stage, if that is known of the model and not only of a faster plan.
+    """
+
+    def __init__(self, modelled: Modelled | None) -> None:
+        super().__init__("a stage does not fit the memory limit")
+        self.modelled = modelled
+
+
 @dataclass(slots=True)
 class StageSolver:
     """Plans stages; those that were planned before, with as many microbatches in flight, are kept.
@@ -58,6 +92,8 @@ class StageSolver:
     Attributes:
       mesh, cluster: of one stage's devices.
       memory_limit: bytes of a device.
+      free: fingerprint -> a stage's problem and its best choices without a limit.
+      known: (fingerprint, in flight) -> the plan; None: there is none.
     """
 
     mesh: MeshShape
@@ -65,18 +101,17 @@ class StageSolver:
     memory_limit: int | None = None
     time_limit_s: float = 60.0
     measured: Measured | None = None
-    known: dict[tuple[str, int, int | None], tuple[Modelled, Plan]] = field(default_factory=dict)
+    free: dict[str, tuple[Modelled, Solution]] = field(default_factory=dict)
+    known: dict[tuple[str, int], Plan | TooLargeError] = field(default_factory=dict)
 
-    def plan(
-        self, staged: Staged, graph: StageGraph, in_flight: int, pins: Mapping[int, Spec]
-    ) -> StagePlan:
-        """The best plan of a stage.
+    def loose(self, graph: StageGraph, in_flight: int, pins: Mapping[int, Spec]) -> Loose:
+        """A stage without a memory limit.
 
         Args:
           pins: specs of the staged step's values that are decided.
 
         Raises:
-          InfeasibleError: none fits the memory limit.
+          InfeasibleError: the pins contradict each other.
         """
         ids = graph.ids
         request = Request(
@@ -86,17 +121,39 @@ class StageSolver:
             time_limit_s=self.time_limit_s, measured=self.measured,
         )  # fmt: skip
         prepared = _in_memory(prepare(request), graph)
-        key = prepared.fingerprint, in_flight, self.memory_limit
-        if key not in self.known:
-            self.known[key] = self._solved(prepared, graph, in_flight)
-        plan = self.known[key][1]
-        return StagePlan(graph, prepared, plan, _part_ns(staged, graph, prepared, plan))
+        name = prepared.fingerprint
+        if name not in self.free:
+            modelled = model(prepared)
+            found = relaxed([modelled])
+            if not found:
+                fastest([modelled])  # raises, with the pins at fault
+            self.free[name] = modelled, found[0].free
+        modelled, free = self.free[name]
+        held = with_in_flight(replace(modelled, prepared=prepared), graph.held, in_flight)
+        return Loose(graph, in_flight, prepared, name, Relaxed(held, free))
 
-    def _solved(
-        self, prepared: Prepared, graph: StageGraph, in_flight: int
-    ) -> tuple[Modelled, Plan]:
-        modelled = with_in_flight(model(prepared), graph.held, in_flight)
-        return modelled, described(*fastest([modelled]))
+    def plan(self, staged: Staged, loose: Loose, below: int | None = None) -> StagePlan:
+        """The best plan of a stage within the limit.
+
+        Args:
+          below: plans that take so many ns or more are not wanted.
+
+        Raises:
+          TooLargeError: there is none.
+        """
+        plan = self.known.get(loose.key)
+        if plan is None:
+            plan = self._solved(loose, below)
+            if isinstance(plan, Plan) or plan.modelled is not None:
+                self.known[loose.key] = plan
+        if isinstance(plan, TooLargeError):
+            raise plan
+        part_ns = _part_ns(staged, loose.graph, loose.prepared, plan)
+        return StagePlan(loose.graph, loose.prepared, plan, part_ns)
+
+    def _solved(self, loose: Loose, below: int | None) -> Plan | TooLargeError:
+        answer = fitting([loose.relaxed], below)
+        return TooLargeError(answer.nearest) if isinstance(answer, Unfit) else described(*answer)
 
 
 def _in_memory(prepared: Prepared, graph: StageGraph) -> Prepared:
@@ -125,6 +182,12 @@ def with_in_flight(modelled: Modelled, held: frozenset[int], in_flight: int) -> 
         value=np.concatenate([line.value, line.value[more]]),
     )
     return replace(modelled, timeline=longer)
+
+
+def part_ns_of(staged: Staged, loose: Loose) -> dict[str, int]:
+    """The time of each part without a memory limit."""
+    plan = described(loose.relaxed.modelled, loose.relaxed.free)
+    return _part_ns(staged, loose.graph, loose.prepared, plan)
 
 
 def _part_ns(staged: Staged, graph: StageGraph, prepared: Prepared, plan: Plan) -> dict[str, int]:
@@ -170,21 +233,44 @@ class StagePlans:
     stages: list[StagePlan] = field(default_factory=list)
 
     def make(self) -> StagePlans:
-        """Plans everything; a value that two stages of a group read has one spec there."""
-        for stage in range(self.staged.num_stages):
-            group = self.placement[stage]
-            graph = stage_graph(self.staged, stage, self.names, self.ties, self.donated)
-            pins = {v: s for (v, g), s in self.specs.items() if g == group}
-            made = self.solver.plan(self.staged, graph, self.in_flight[stage], pins)
-            self.stages.append(made)
-            for v in graph.ids:
-                spec = made.spec(v)
-                if spec is not None:
-                    self.specs.setdefault((v, group), spec)
-            for s in self.staged.stacks:
-                if (s.row, group) in self.specs:
-                    self.specs[s.stacked, group] = ((), *self.specs[s.row, group])
+        """Plans everything; a value that two stages of a group read has one spec there.
+
+        Raises:
+          TooLargeError: a stage does not fit the memory limit.
+        """
+        for stage in range(len(self.stages), self.staged.num_stages):
+            self.add(stage)
         return self
+
+    def add(self, stage: int) -> StagePlan:
+        """Plans the next stage; one that is planned stays as it is.
+
+        Raises:
+          TooLargeError: it does not fit the memory limit.
+        """
+        if stage < len(self.stages):
+            return self.stages[stage]
+        made = self.solver.plan(self.staged, self.loose(stage))
+        self._add(stage, made)
+        return made
+
+    def loose(self, stage: int) -> Loose:
+        """A stage without a memory limit, and with the specs of those that are planned."""
+        group = self.placement[stage]
+        graph = stage_graph(self.staged, stage, self.names, self.ties, self.donated)
+        pins = {v: s for (v, g), s in self.specs.items() if g == group}
+        return self.solver.loose(graph, self.in_flight[stage], pins)
+
+    def _add(self, stage: int, made: StagePlan) -> None:
+        group = self.placement[stage]
+        self.stages.append(made)
+        for v in made.graph.ids:
+            spec = made.spec(v)
+            if spec is not None:
+                self.specs.setdefault((v, group), spec)
+        for s in self.staged.stacks:
+            if (s.row, group) in self.specs:
+                self.specs[s.stacked, group] = ((), *self.specs[s.row, group])
 
     def layout(
         self, meshes: Sequence[Mesh]

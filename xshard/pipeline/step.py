@@ -6,28 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jax.sharding import Mesh
+
 from xshard.cost.cluster import Cluster
 from xshard.errors import MeshError, PipelineError
 from xshard.ir.trace import Traced, trace
+from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.layout import Layout, submeshes
 from xshard.mpmd.measure import StepProfile, measured
 from xshard.mpmd.runnable import MpmdRunnable
 from xshard.mpmd.step import Pipeline
-from xshard.pipeline.boundaries import BoundarySearch
-from xshard.pipeline.search import cuttable_step, donated_places, pipeline_plan, tied_places
-from xshard.pipeline.solver import StageSolver
+from xshard.pipeline.search import Best, PipelineSearch, donated_places, tied_places
 from xshard.place import Place
 from xshard.run.call import Arguments, Call
 from xshard.run.hosts import confirm_text
-from xshard.schedules import SCHEDULES, build
+from xshard.schedules import SCHEDULES
 from xshard.sharded import ShardedStep
 from xshard.spec import MeshShape
-from xshard.stages.cut import Cuttable
-
-AUTO = ("1f1b", "interleaved", "zero_bubble")
-"""The schedules that "auto" looks at; GPipe takes as long as 1F1B, and holds more."""
-CHUNKS = 2
-"""Stages on each group under "interleaved"."""
 
 
 class PipelinedStep(ShardedStep):
@@ -63,10 +58,11 @@ class PipelineMaker:
     place: Place
     groups: int
     schedule: str
-    microbatches: int
+    microbatches: int | str
     batch_axes: Any = None
     time_limit_s: float = 60.0
     memory_limit: int | None = None
+    remat: str = "none"
 
     def __call__(self, call: Call) -> Any:
         """The pipeline for a call's shapes and static arguments.
@@ -75,45 +71,33 @@ class PipelineMaker:
           XshardError: the step cannot be cut so.
         """
         traced = trace(call.on_row(self.fun), call.row, call.static, call.labels)
-        cut = cuttable_step(traced, self.microbatches, self.batch_axes, self.groups)
-        made = [self._made(traced, call, cut, *which) for which in self._schedules(cut)]
-        best = min(made, key=lambda m: m.plan.objective_ns)
-        trials = [(p.schedule.name, p.schedule.num_stages, p.objective_ns) for p in
-                  (m.plan for m in made)]  # fmt: skip
-        confirm_text(f"{best.plan.schedule}\n{best.plan.layers}\n{best.in_shardings}")
-        return replace(best, plan=replace(best.plan, trials=tuple(trials)))
-
-    def _schedules(self, cut: Cuttable) -> list[tuple[str, int]]:
-        """(name, stages on each group) of what is looked at."""
-        if self.schedule != "auto":
-            return [(self.schedule, CHUNKS if self.schedule == "interleaved" else 1)]
-        chunks = CHUNKS if len(cut.units) >= CHUNKS * self.groups and self.groups > 1 else 0
-        found = [(name, chunks if name == "interleaved" else 1) for name in AUTO]
-        return [(name, n) for name, n in found if n]
-
-    def _made(
-        self, traced: Traced, call: Call, cut: Cuttable, name: str, chunks: int
-    ) -> MpmdRunnable:
-        schedule = build(name, self.groups, self.microbatches, chunks)
-        meshes, shape, cluster = self._devices()
-        limit = self.memory_limit and self.memory_limit // chunks
-        ties, donated = tied_places(traced), donated_places(traced, call)
-        solver = StageSolver(shape, cluster, limit, self.time_limit_s)
-        search = BoundarySearch(cut, schedule, solver, ties, donated, traced.in_paths)
-        counts, plans = search.run()
-        pipeline = Pipeline(
-            plans.staged, schedule, Layout(meshes, *plans.layout(meshes)), ties, donated,
-            self.place.compiler_options(self.memory_limit),
+        search = PipelineSearch(
+            traced, donated_places(traced, call), self._devices, self.microbatches, self.schedule,
+            self.batch_axes, self.memory_limit, self.time_limit_s, self.remat,
         )  # fmt: skip
-        plan = pipeline_plan(plans, schedule, counts)
-        return MpmdRunnable(plan, traced, pipeline, {i: call.row[i] for i in call.static})
+        made = self._made(traced, call, search.best((self.groups,)))
+        confirm_text(f"{made.plan.schedule}\n{made.plan.layers}\n{made.in_shardings}")
+        return made
 
-    def _devices(self) -> tuple[Any, MeshShape, Cluster]:
-        """The groups' meshes, the shape of each, and the devices of one as a cluster."""
-        named = self.place.shapes[0].names
-        meshes = submeshes(self.place.devices, named, self.groups)
-        shape = MeshShape(meshes[0].axis_names, meshes[0].devices.shape)
-        return meshes, shape, replace(self.place, devices=meshes[0].devices).cluster
+    def _made(self, traced: Traced, call: Call, best: Best) -> MpmdRunnable:
+        meshes, stages = self._meshes(best.plan.schedule.num_groups), best.stages
+        pipeline = Pipeline(
+            stages.staged, best.plan.schedule, Layout(meshes, *stages.layout(meshes)),
+            tied_places(traced), donated_places(traced, call),
+            self.place.compiler_options(
+                self.memory_limit, recomputes=any(best.plan.recomputed)
+            ),
+        )  # fmt: skip
+        return MpmdRunnable(best.plan, traced, pipeline, {i: call.row[i] for i in call.static})
+
+    def _devices(self, groups: int) -> list[tuple[MeshShape, Cluster]]:
+        """The shape of a group's mesh, and its devices as a cluster."""
+        first = self._meshes(groups)[0]
+        shape = MeshShape(first.axis_names, first.devices.shape)
+        return [(shape, replace(self.place, devices=first.devices).cluster)]
+
+    def _meshes(self, groups: int) -> tuple[Mesh, ...]:
+        return submeshes(self.place.devices, self.place.shapes[0].names, groups)
 
 
 def refuse_unused(**options: Any) -> None:
@@ -127,7 +111,7 @@ def refuse_unused(**options: Any) -> None:
 
 def pipelined(
     fun: Callable[..., Any], arguments: Arguments, place: Place, groups: int, schedule: str,
-    microbatches: Any, batch_axes: Any, time_limit_s: float, memory_limit: int | None,
+    microbatches: Any, batch_axes: Any, time_limit_s: float, memory_limit: int | None, remat: str,
 ) -> PipelinedStep:  # fmt: skip
     """The step as a pipeline over groups of a place's devices.
 
@@ -140,15 +124,11 @@ def pipelined(
     if schedule != "auto" and schedule not in SCHEDULES:
         known = ", ".join(map(repr, SCHEDULES))
         raise PipelineError(f"schedule={schedule!r} is unknown; use 'auto' or one of {known}")
-    if type(microbatches) is not int:
-        raise PipelineError(
-            f"a pipeline needs a number of microbatches, not {microbatches!r}; "
-            "four for each group of devices keep them busy"
-        )
     if place.explicit is not None:
         raise MeshError("a pipeline needs a mesh with Auto axes; make it with AxisType.Auto")
     submeshes(place.devices, place.shapes[0].names, groups)
     make = PipelineMaker(
-        fun, place, groups, schedule, microbatches, batch_axes, time_limit_s, memory_limit
-    )
+        fun, place, groups, schedule, read_number(microbatches), batch_axes, time_limit_s,
+        memory_limit, read_remat(remat),
+    )  # fmt: skip
     return PipelinedStep(fun, arguments, make)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,13 +17,14 @@ from xshard.stages.flat import Flat, Node, flatten
 from xshard.stages.kinds import Kinds, free_values
 from xshard.stages.once import place_once
 from xshard.stages.programs import Slot, programs_of
+from xshard.stages.recompute import recompute
 from xshard.stages.spread import split_totals, spread
 from xshard.stages.staged import Part, Piece, Staged
-from xshard.stages.units import Unit, balanced, units_of
-from xshard.stages.unstack import unstack
+from xshard.stages.units import Unit, balanced, contents_of, units_of
+from xshard.stages.unstack import stacks_of, unstack
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cuttable:
     """A step whose loop over microbatches can be cut into stages.
 
@@ -35,11 +37,19 @@ class Cuttable:
     body: Body
     units: tuple[Unit, ...]
 
-    def into(self, counts: Sequence[int], *, split_backward: bool = False) -> Staged:
+    @cached_property
+    def contents(self) -> tuple[Hashable, ...]:
+        """Of each unit something that is equal for units of equal ops and equal neighbours."""
+        return contents_of(self.body, self.kinds, self.units)
+
+    def into(
+        self, counts: Sequence[int], *, split_backward: bool = False, recomputed: Sequence[int] = ()
+    ) -> Staged:
         """Stages of so many units each.
 
         Args:
           split_backward: what only totals wait for, the gradients of weights, is a part of its own.
+          recomputed: of each stage, how many of its first units are run again in the backward pass.
 
         Raises:
           PipelineError: these are not all units, or a stage has none.
@@ -54,13 +64,25 @@ class Cuttable:
         for unit in first:
             if unit.layer:
                 cuts.setdefault(self.body.forward[unit.start], []).append(unit.layer)
+        chosen = list(_chosen(counts, recomputed))
         if not cuts:
-            return _staged(self.flat, self.body, [u.start for u in first], split_backward)
+            alone = {n: [n] for n in self.body.forward}
+            again = [self._made(k, alone) for k in chosen]
+            starts = [u.start for u in first]
+            return _staged(self.flat, self.body, starts, split_backward, again)
         bounds = {n: (0, *layers, n.eqn.params["length"]) for n, layers in cuts.items()}
         flat, stand_for = unstack(self.flat, bounds)
         body = body_of(flat, self.kinds, free_values(flat, self.kinds))
         starts = [self._begins(u, cuts, stand_for, body) for u in first]
-        return _staged(flat, body, starts, split_backward)
+        again = [self._made(k, stand_for) for k in chosen]
+        return _staged(flat, body, starts, split_backward, again)
+
+    def _made(self, k: int, stand_for: Mapping[Node, list[Node]]) -> frozenset[int]:
+        """The values that the forward nodes of a unit make, scans over layers apart."""
+        starts = [u.start for u in self.units] + [len(self.body.forward)]
+        nodes = self.body.forward[starts[k] : starts[k + 1]]
+        stacks = set(stacks_of(self.flat))
+        return frozenset(v for n in nodes if n not in stacks for m in stand_for[n] for v in m.outs)
 
     def _begins(
         self, unit: Unit, cuts: Mapping[Node, list[int]], stand_for: Mapping[Node, list[Node]],
@@ -106,9 +128,19 @@ def cuttable(jaxpr: ClosedJaxpr, microbatches: int, least: int = 1) -> Cuttable:
     return Cuttable(flat, kinds, body, units)
 
 
-def _staged(flat: Flat, body: Body, starts: Sequence[int], split_backward: bool) -> Staged:
+def _chosen(counts: Sequence[int], recomputed: Sequence[int]) -> Iterator[int]:
+    """The units that are run again."""
+    for s, (number, again) in enumerate(zip(counts, recomputed, strict=False)):
+        yield from range(sum(counts[:s]), sum(counts[:s]) + min(number, again))
+
+
+def _staged(
+    flat: Flat, body: Body, starts: Sequence[int], split_backward: bool,
+    again: Sequence[frozenset[int]],
+) -> Staged:  # fmt: skip
     flat, stages = spread(flat, assign(flat, body, starts))
     flat = split_totals(flat, stages)
+    flat, stages = recompute(flat, stages, again, body.free)
     once = place_once(flat, stages, body.free)
     slots: dict[Node, Slot] = {n: (once.of[n], "before", once.wave[n]) for n in once.before}
     apart = weight_nodes(flat, stages) if split_backward else set[Node]()

@@ -57,15 +57,28 @@ class Kinds:
         moved = sum(nbytes(v.aval) for v in (*eqn.invars, *eqn.outvars))
         return flops + (0.0 if kind == "view" else BYTE_FLOPS * moved)
 
+    def signature(self, node: Node) -> Hashable:
+        """Equal for nodes that compute the same, as far as work goes."""
+        return _signature(node.eqn)
+
     def _of(self, eqn: JaxprEqn) -> tuple[str, float]:
-        key = (
-            eqn.primitive.name, tuple(str(v.aval) for v in (*eqn.invars, *eqn.outvars)),
-            str(eqn.params.get("dimension_numbers", "")),
-        )  # fmt: skip
+        key = _signature(eqn)
         if key not in self._kinds:
             rule = rule_for(eqn)
             self._kinds[key] = rule.kind, rule.flops
         return self._kinds[key]
+
+
+def _signature(eqn: JaxprEqn) -> Hashable:
+    return (
+        eqn.primitive.name, tuple(map(_type, eqn.invars)), tuple(map(_type, eqn.outvars)),
+        str(eqn.params.get("dimension_numbers", "")),
+    )  # fmt: skip
+
+
+def _type(v: Any) -> Hashable:
+    aval = v.aval
+    return (aval.shape, aval.dtype) if is_array_aval(aval) else str(aval)
 
 
 def free_values(flat: Flat, kinds: Kinds) -> frozenset[int]:

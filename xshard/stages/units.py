@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from xshard._jax import scan_counts
@@ -69,6 +69,19 @@ def _layers(
     found += [Unit(scan, k, each, carried) for k in range(1, layers)]
     found[-1] = replace(found[-1], work=found[-1].work + sum(work[scan + 1 : stop]))
     return found
+
+
+def contents_of(body: Body, kinds: Kinds, units: Sequence[Unit]) -> tuple[Hashable, ...]:
+    """Of each unit its ops, which layer of a scan it is, and the bytes that cross its ends."""
+    starts = [*(u.start for u in units), len(body.forward)]
+    crossing = [*(u.crossing_bytes for u in units), 0]
+    return tuple(
+        (
+            tuple(kinds.signature(n) for n in body.forward[starts[k] : starts[k + 1]]),
+            u.layer > 0, *crossing[k : k + 2],
+        )
+        for k, u in enumerate(units)
+    )  # fmt: skip
 
 
 def _crossing(flat: Flat, body: Body) -> list[int]:

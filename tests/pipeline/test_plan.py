@@ -10,9 +10,7 @@ import xshard
 from tests.stages import models
 from tests.stages.steps import cuttable_step
 from xshard.cost.cluster import Cluster
-from xshard.pipeline.boundaries import BoundarySearch
 from xshard.pipeline.solver import StagePlans, StageSolver
-from xshard.schedules import build
 from xshard.spec import MeshShape
 from xshard.stages.staged import PER_MICROBATCH, Staged
 
@@ -58,24 +56,16 @@ def test_programs_of_a_microbatch_count_as_often_as_there_are() -> None:
         assert often == ({4} if many else {1})
 
 
-def test_boundaries_move_until_they_stay() -> None:
-    step, args = models.in_equinox()
-    found = cuttable_step(step, args, 2)
-    paths = ["" for _ in found.flat.inputs]
-    search = BoundarySearch(found, build("1f1b", 2, 2), solver(), {}, frozenset(), paths)
-    counts, made = search.run()
-    assert search.tried[counts] == min(search.tried.values())
-    assert sum(counts) == len(found.units)
-    assert made.staged.num_stages == 2
-
-
 def test_numbers_of_stages_are_searched() -> None:
     step, args = models.in_equinox()
-    plan = xshard.plan_pipeline(step, *args, cluster="v100-sxm2-32gb:4", microbatches=4)
-    assert [stages for _, stages, _ in plan.trials] == [2, 4]
-    assert plan.objective_ns == min(ns for _, _, ns in plan.trials)
+    plan = xshard.plan_pipeline(
+        step, *args, cluster="v100-sxm2-32gb:4", microbatches=4, memory_limit="30GB"
+    )
+    assert {t.stages for t in plan.trials} == {2, 4}
+    assert plan.objective_ns in {t.time_ns for t in plan.trials if t.outcome == "planned"}
+    assert plan.bound_ns <= plan.objective_ns
     assert sum(plan.layers) == 4
-    assert "1f1b on data=2 with 2 stages" in str(plan)
+    assert "Ways to run the step" in str(plan)
 
 
 def test_clusters_that_cannot_be_cut() -> None:
