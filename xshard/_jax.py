@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -27,7 +28,7 @@ __all__ = [
     "equation_context", "expanded", "free_of_mesh", "has_explicit_axes", "has_mesh",
     "holds_shard_map", "inlined", "is_array_aval", "is_ordered_debugging", "is_user_file",
     "lowered", "made_of",
-    "needed_for", "needs_devices", "opened", "retraced", "retraced_at", "scan_counts",
+    "needed_for", "needs_devices", "opened", "retraced", "retraced_at", "retyped", "scan_counts",
     "scopes_and_transforms", "source_line", "sub_jaxprs",
     "threefry_bits", "typeof", "unsharded",
     "without_dead_code",
@@ -37,6 +38,7 @@ _LIBRARIES = tuple(
     os.path.join(sysconfig.get_path(kind), "") for kind in ("stdlib", "purelib", "platlib")
 )
 _JAX = os.path.join(os.path.dirname(jax.__file__), "")
+_JAX_CORE = os.path.join(_JAX, "_src", "")
 _XSHARD = os.path.join(os.path.dirname(__file__), "")
 _NO_MESH = mesh_lib.empty_abstract_mesh
 
@@ -114,31 +116,31 @@ def needed_for(jaxpr: Any, wanted: Sequence[bool]) -> tuple[ClosedJaxpr, list[bo
     return closed(pruned, consts_of(jaxpr)), used
 
 
-def retraced(fun: Callable[..., Sequence[Any]], like: Any, *, lift: bool = False) -> Any:
-    """Traces `fun` over the unsharded inputs of jaxpr `like`.
+def retraced(
+    fun: Callable[..., Sequence[Any]], like: Any, as_type: Callable[[Any], Any] | None = None
+) -> ClosedJaxpr:
+    """Traces `fun` over the unsharded inputs of jaxpr `like`, or over what `as_type` makes of them.
 
-    Returns a closed jaxpr; with `lift`, (a jaxpr open or closed as `like`, the constants that are
-    its new leading inputs).
+    Returns a closed jaxpr that captures its constants.
     """
-    avals = [unsharded(var.aval) for var in opened(like).invars]
-    wrapped = linear_util.wrap_init(
-        lambda *args: list(fun(*args)), debug_info=opened(like).debug_info.with_unknown_names()
-    )
-    jaxpr, _, consts = pe.trace_to_jaxpr_dynamic(wrapped, avals)
-    if not lift:
-        return closed(jaxpr, consts)
-    lifted = pe.convert_constvars_jaxpr(jaxpr) if consts else jaxpr
-    return (closed(lifted, []) if isinstance(like, ClosedJaxpr) else lifted), list(consts)
+    avals = [(as_type or unsharded)(var.aval) for var in opened(like).invars]
+    jaxpr, consts = _traced(fun, like, avals)
+    return closed(jaxpr, consts)
 
 
 def retraced_at(fun: Callable[..., Sequence[Any]], like: Any, avals: Sequence[Any]) -> Any:
     """Traces `fun` over these types: (a jaxpr open or closed as `like`, its leading constants)."""
+    jaxpr, consts = _traced(fun, like, avals)
+    lifted = pe.convert_constvars_jaxpr(jaxpr) if consts else jaxpr
+    return (closed(lifted, []) if isinstance(like, ClosedJaxpr) else lifted), list(consts)
+
+
+def _traced(fun: Callable[..., Sequence[Any]], like: Any, avals: Sequence[Any]) -> Any:
     wrapped = linear_util.wrap_init(
         lambda *args: list(fun(*args)), debug_info=opened(like).debug_info.with_unknown_names()
     )
     jaxpr, _, consts = pe.trace_to_jaxpr_dynamic(wrapped, list(avals))
-    lifted = pe.convert_constvars_jaxpr(jaxpr) if consts else jaxpr
-    return (closed(lifted, []) if isinstance(like, ClosedJaxpr) else lifted), list(consts)
+    return jaxpr, consts
 
 
 def threefry_bits(key: Any, high: Any, low: Any, width: int) -> Any:
@@ -168,7 +170,8 @@ def lowered(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
 def expanded(jaxpr: Any) -> Any:
     """The jaxpr, open or closed, with primitives of other libraries as calls of what they do.
 
-    What a primitive does is its implementation, if that can be traced; JAX's own are left alone.
+    What a primitive does is its implementation, if that can be traced; those of JAX itself are left
+    alone, but for `jax.experimental`, whose sparse arrays are primitives of this kind.
     """
     inner = opened(jaxpr)
     eqns = [_expanded(eqn) for eqn in inner.eqns]
@@ -199,22 +202,31 @@ def _expanded_below(value: Any) -> Any:
 
 def _implementation(eqn: JaxprEqn) -> ClosedJaxpr | None:
     """What a primitive of another library does, as a jaxpr; None if it does not say."""
-    fun = getattr(eqn.primitive, "impl", None)
-    while isinstance(fun, functools.partial):
-        fun = fun.func
-    code = getattr(fun, "__code__", None)
-    if eqn.effects or code is None or code.co_filename.startswith(_JAX):
+    fun = _own_function(eqn.primitive)
+    if eqn.effects or fun is None:
         return None
     try:
         with eqn.ctx.manager, free_of_mesh():
-            made = jax.make_jaxpr(lambda *xs: eqn.primitive.impl(*xs, **eqn.params))(
-                *[v.aval for v in eqn.invars]
-            )
+            made = jax.make_jaxpr(lambda *xs: fun(*xs, **eqn.params))(*[v.aval for v in eqn.invars])
     except Exception:  # it computes with numbers, or in another language
         return None
     if list(map(_shape, made.out_avals)) != [_shape(v.aval) for v in eqn.outvars]:
         return None
     return None if any(e.primitive is eqn.primitive for e in opened(made).eqns) else expanded(made)
+
+
+def _own_function(primitive: Any) -> Callable[..., Any] | None:
+    """The Python function of a primitive that is none of `jax._src`."""
+    fun = getattr(primitive, "impl", None)
+    inner = fun
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    code = getattr(inner, "__code__", None)
+    if code is not None and not code.co_filename.startswith(_JAX_CORE):
+        return fun
+    kind = primitive.name.partition("_")[0]  # sparse products: only their lowering names it
+    module = sys.modules.get(f"jax.experimental.sparse.{kind}")
+    return getattr(module, f"_{primitive.name}_impl", None)
 
 
 def _shape(aval: Any) -> tuple[Any, Any]:
@@ -234,6 +246,11 @@ def unsharded(aval: Any) -> Any:
     if not is_array_aval(aval) or aval.sharding.mesh.empty:
         return aval
     return core.ShapedArray(aval.shape, aval.dtype, weak_type=aval.weak_type)
+
+
+def retyped(aval: Any, dtype: Any) -> Any:
+    """The type of an array of this dtype."""
+    return core.ShapedArray(aval.shape, dtype, weak_type=aval.weak_type)
 
 
 def typeof(value: Any) -> Any:

@@ -186,6 +186,37 @@ def critic() -> Program:
     return Program("critic with a gradient penalty", "JAX", step, init, _rows)
 
 
+def fourier_operator() -> Program:
+    """Complex weights on the low frequencies of two-dimensional transforms."""
+    side, width, modes = 16, 8, 4
+
+    def init(key: Any) -> Any:
+        a, b, c = jax.random.split(key, 3)
+        shape = (2, width, width, modes, modes)
+        weights = jax.random.normal(b, shape) + 1j * jax.random.normal(c, shape)
+        return {"in": _weight(a, 3, width), "weights": 0.1 * weights, "out": _weight(c, width, 1)}
+
+    def step(params: Any, fields: Any) -> Any:
+        def loss_of(params: Any) -> Any:
+            at = jnp.linspace(0, 1, side)
+            grid = jnp.broadcast_to(jnp.stack(jnp.meshgrid(at, at), -1), (4, side, side, 2))
+            x = jnp.concatenate([fields[..., None], grid], -1) @ params["in"]
+            for weights in params["weights"]:
+                seen = jnp.fft.rfft2(x, axes=(1, 2))
+                low = jnp.einsum("bxyi,ioxy->bxyo", seen[:, :modes, :modes], weights)
+                kept = jnp.zeros_like(seen).at[:, :modes, :modes].set(low)
+                x = x + jax.nn.gelu(jnp.fft.irfft2(kept, (side, side), axes=(1, 2)))
+            return (((x @ params["out"])[..., 0] - fields) ** 2).mean()
+
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        return jax.tree.map(lambda p, g: p - 0.1 * jnp.conj(g), params, grads), loss
+
+    def batch(key: Any) -> Any:
+        return jax.random.normal(key, (4, side, side))
+
+    return Program("Fourier operator", "JAX", step, init, batch)
+
+
 def decoder() -> Program:
     """Greedy decoding of one token with a cache of keys and values; nothing is trained."""
     slots, vocabulary = 8, 32
@@ -214,4 +245,5 @@ def decoder() -> Program:
 
 PROGRAMS = [
     low_rank_adapters(), graph_network(), state_space(), experts(), critic(), decoder(),
+    fourier_operator(),
 ]  # fmt: skip

@@ -24,6 +24,7 @@ from xshard.ties import ties_of
 TOLERANCES = {
     # dtype: (relative, absolute in units of the array's largest element)
     "float32": (1e-5, 1e-5),
+    "complex64": (1e-5, 1e-5),
     "bfloat16": (2**-8, 2**-7),
     "float16": (2**-11, 2**-9),
 }
@@ -54,7 +55,7 @@ def assert_close(actual: Any, expected: Any, factor: float = 1.0) -> None:
 def _largest(x: Any) -> float:
     """The largest magnitude in an array of a dtype that has a tolerance."""
     known = getattr(x, "dtype", None) is not None and x.dtype.name in TOLERANCES
-    return float(np.max(np.abs(np.asarray(x, np.float64)), initial=0)) if known else 0.0
+    return float(np.max(np.abs(np.asarray(x, np.complex128)), initial=0)) if known else 0.0
 
 
 def _assert_leaf_close(x: Any, y: Any, name: str, factor: float, floor: float) -> None:
@@ -64,7 +65,7 @@ def _assert_leaf_close(x: Any, y: Any, name: str, factor: float, floor: float) -
         np.testing.assert_array_equal(x, y, err_msg=name)
         return
     rtol, share = TOLERANCES[x.dtype.name]
-    wide = [np.asarray(a, np.float64) for a in (x, y)]
+    wide = [np.asarray(a, np.complex128) for a in (x, y)]
     atol = share * factor * max(_largest(y), floor)
     np.testing.assert_allclose(*wide, rtol=rtol * factor, atol=atol, err_msg=name)
 

@@ -1,4 +1,4 @@
-"""Less usual equations, against one device: code by platform, numbers of 4 bits, rbg keys."""
+"""Less usual equations, against one device: code by platform, 4 bits, rbg keys, sparse arrays."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO
 from jax.sharding import PartitionSpec as P
 
 from tests.api.oracles import assert_same
@@ -37,6 +38,13 @@ def rbg_bits(x: Any) -> Any:
     return jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0) @ x.T
 
 
-@pytest.mark.parametrize("fun", [by_platform, of_four_bits, rbg_bits])
+def sparse(x: Any) -> Any:
+    """Sparse arrays, whose primitives are known by what they do."""
+    graph: Any = BCOO((x[:, 0], jnp.arange(16).reshape(8, 2) % jnp.array([6, 8])), shape=(6, 8))
+    return graph @ x, jax.grad(lambda x: ((graph @ jnp.sin(x)) ** 2).sum())(x), graph.T.todense()
+
+
+@pytest.mark.parametrize("fun", [by_platform, of_four_bits, rbg_bits, sparse])
 def test_it_equals_one_device(fun: Any, mesh: Any) -> None:
-    assert_same(fun, (X,), mesh(2, 4), in_specs=(P("x", "y"),))
+    step = assert_same(fun, (X,), mesh(2, 4), in_specs=(P("x", "y"),))
+    assert all(op.known for op in step.plan.ops)

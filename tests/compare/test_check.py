@@ -54,6 +54,36 @@ def test_a_step_in_microbatches_is_held_against_the_whole_batch(mesh: Any) -> No
     assert step.check(*args_of_step()).ok
 
 
+def half_step(w: Any, x: Any) -> Any:
+    """Mixed precision: a scan of layers, a branch, a scatter and drawn numbers in bfloat16."""
+
+    def loss_of(w: Any) -> Any:
+        half = w.astype(jnp.bfloat16)
+        noise = jax.random.normal(jax.random.key(0), x.shape, jnp.bfloat16)
+
+        @jax.checkpoint
+        def layer(h: Any, _: Any) -> Any:
+            return jax.lax.cond(h.sum() > 0, jnp.tanh, jnp.sin, h @ half @ half.T), None
+
+        h, _ = jax.lax.scan(layer, x.astype(jnp.bfloat16) + 0.1 * noise, None, length=3)
+        rows = jnp.zeros((4, 16), jnp.bfloat16).at[jnp.arange(8) % 4].add(h)
+        return (rows.astype(jnp.float32) ** 2).mean()
+
+    loss, grad = jax.value_and_grad(loss_of)(w)
+    return w - 0.1 * grad, loss
+
+
+def test_floats_of_16_bits_are_compared_in_float32(mesh: Any) -> None:
+    rng = np.random.default_rng(0)
+    w, x = (jnp.asarray(rng.normal(size=s) / 4, jnp.float32) for s in ((16, 8), (8, 16)))
+    step = xshard.auto_shard(half_step, mesh(2, 4), in_specs=(P("x"), P("y")))
+    found = step.check(w, x)
+    assert found.ok, found
+    wide, narrow = found.results[1], found.results[3]
+    assert (wide.name, narrow.name) == ("[1]", "[1], as it is")
+    assert 100 * wide.noise < narrow.noise
+
+
 @pytest.fixture
 def wrong_groups(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Lifts the block on a split that XLA computes wrongly (docs/xla_errors.md), as a function."""
@@ -79,6 +109,20 @@ def test_a_miscompiled_convolution_is_named(mesh: Any, wrong_groups: Any) -> Non
     assert found.parting.primitive == "conv_general_dilated"
     assert found.parting.source.startswith("cases.py:")
     assert found.parting.source in str(found)
+
+
+def test_it_is_found_behind_the_rounding_of_bfloat16(mesh: Any, wrong_groups: Any) -> None:
+    """Wrong numbers beside larger ones: bfloat16 keeps the larger ones alone, float32 all."""
+
+    def step(w: Any, images: Any) -> Any:
+        return 1024 + 1e-3 * wrong_groups(w, images).astype(jnp.bfloat16)
+
+    pins: Any = {"in_specs": (None, P("x")), "out_specs": P("x")}
+    args = [a.astype(jnp.bfloat16) for a in weight_and_images()]
+    found = xshard.auto_shard(step, mesh(2), **pins).check(*args)
+    assert [r.ok for r in found.results] == [False, True]
+    assert found.parting is not None
+    assert found.parting.primitive == "conv_general_dilated"
 
 
 def test_it_is_found_inside_a_loop(mesh: Any, wrong_groups: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from xshard._jax import holds_shard_map
 from xshard.compare.difference import Difference, difference, perturbed
@@ -18,9 +18,10 @@ from xshard.errors import PlanError
 from xshard.ir.trace import Traced
 from xshard.plan.page.tables import to_html
 from xshard.plan.table import Part, Table, to_rich, to_text
-from xshard.run.annotate import Constraints, annotate
+from xshard.run.annotate import AS_TRACED, Constraints, Numbers, annotate
 from xshard.run.call import Call
 from xshard.run.step import Runnable
+from xshard.run.widen import WIDE, holds_narrow, widened
 
 LISTED = 20
 """Results that the table shows, those that are furthest apart first."""
@@ -60,6 +61,10 @@ class Check:
 def check_step(current: Runnable, call: Call, original: Traced) -> Check:
     """Runs a planned step and the same without a plan, on one device.
 
+    A program with floats of 16 bits is compared in float32 throughout, with the plan's constraints
+    at the same equations; and as it is, where what its own rounding does to it on one device, the
+    distance to float32, takes the place of the perturbation.
+
     Args:
       call: arrays; they are copied, none is donated.
       original: what the function does: what is planned, or, of a step in microbatches, what it
@@ -70,19 +75,53 @@ def check_step(current: Runnable, call: Call, original: Traced) -> Check:
     """
     leaves = [_array(x) for x in jax.tree.leaves(_dynamic(call))]
     plain = _without_plan(current)
-    one = _on_one_device(original, plain)
-    expected = one(leaves, original.consts)
-    near = [one(*_perturbed(leaves, original.consts, seed)) for seed in (0, 1)]
-    rows = zip(original.out_paths, _sharded(current, call), expected, *near, strict=True)
-    results = tuple(difference(path or "result", a, e, p) for path, a, e, *p in rows)
-    if all(r.ok for r in results):
-        return Check(results, None)
-    shardings = jax.tree.leaves(current.in_shardings)
+    if not holds_narrow(original.closed_jaxpr):
+        rows = _rows(original, plain, AS_TRACED, leaves, _sharded(current, call))
+        return Check(rows, _parting(current, plain, AS_TRACED, leaves, rows))
+    wide = [widened(x) for x in leaves]
+    rows = _rows(original, plain, WIDE, wide, _sharded_wide(current, wide))
+    narrow = _as_it_is(original, plain, leaves, _sharded(current, call))
+    parting = _parting(current, plain, WIDE, wide, rows)
+    parting = parting or _parting(current, plain, AS_TRACED, leaves, narrow)
+    return Check((*rows, *narrow), parting)
+
+
+def _rows(
+    original: Traced, plain: Constraints, numbers: Numbers, leaves: list[Any], actual: list[Any]
+) -> tuple[Difference, ...]:
+    """Each result against one device's, beside what a perturbation of the input does there."""
+    one = _on_one_device(original, plain, numbers)
+    consts = list(map(numbers.value, original.consts))
+    near = [one(*_perturbed(leaves, consts, seed)) for seed in (0, 1)]
+    rows = zip(original.out_paths, actual, one(leaves, consts), *near, strict=True)
+    return tuple(difference(path or "result", a, e, p) for path, a, e, *p in rows)
+
+
+def _as_it_is(
+    original: Traced, plain: Constraints, leaves: list[Any], actual: list[Any]
+) -> tuple[Difference, ...]:
+    """Each float of the result against one device's, beside that one's distance to float32."""
+    expected = _on_one_device(original, plain, AS_TRACED)(leaves, original.consts)
+    wide = _on_one_device(original, plain, WIDE)(list(map(widened, leaves)), original.consts)
+    return tuple(
+        difference(f"{path or 'result'}, as it is", a, e, [w])
+        for path, a, e, w in zip(original.out_paths, actual, expected, wide, strict=True)
+        if jax.numpy.issubdtype(e.dtype, jax.numpy.inexact)
+    )
+
+
+def _parting(
+    current: Runnable, plain: Constraints, numbers: Numbers, leaves: list[Any],
+    rows: tuple[Difference, ...],
+) -> Parting | None:  # fmt: skip
+    if all(r.ok for r in rows):
+        return None
+    shardings = _in_auto_mode(current, current.in_shardings)
     whole = Section(
-        current.traced.closed_jaxpr, (), current.constraints, plain,
+        current.traced.closed_jaxpr, (), current.constraints, plain, numbers=numbers,
         place=lambda args: [jax.device_put(x, s) for x, s in zip(args, shardings, strict=True)],
     )  # fmt: skip
-    return Check(results, locate(whole, leaves))
+    return locate(whole, leaves)
 
 
 def _dynamic(call: Call) -> list[Any]:
@@ -118,8 +157,8 @@ def _without_plan(current: Runnable) -> Constraints:
     return Constraints(mesh)
 
 
-def _on_one_device(traced: Traced, plain: Constraints) -> Any:
-    program = annotate(traced, plain)
+def _on_one_device(traced: Traced, plain: Constraints, numbers: Numbers) -> Any:
+    program = annotate(traced, plain, numbers)
     return jax.jit(lambda leaves, consts: program(*leaves, consts=consts))
 
 
@@ -132,6 +171,21 @@ def _sharded(current: Runnable, call: Call) -> list[Any]:
 
     row = call.map(lambda arg, where: jax.tree.map(copied, arg, where), current.in_shardings)
     return jax.tree.leaves(current(*row))
+
+
+def _sharded_wide(current: Runnable, leaves: list[Any]) -> list[Any]:
+    """The results of the step in float32, under the plan's constraints."""
+    program = annotate(current.traced, current.constraints, WIDE)
+    ins = _in_auto_mode(current, current.in_shardings)
+    outs = _in_auto_mode(current, current.out_shardings)
+    placed = [jax.device_put(x, s) for x, s in zip(leaves, ins, strict=True)]
+    return jax.jit(lambda row: program(*row), in_shardings=(ins,), out_shardings=outs)(placed)
+
+
+def _in_auto_mode(current: Runnable, shardings: Any) -> list[NamedSharding]:
+    """Flat shardings on the mesh of the plan's constraints, whose axes are all Auto."""
+    mesh = current.constraints.mesh
+    return [NamedSharding(mesh, s.spec) for s in jax.tree.leaves(shardings)]
 
 
 def _parts(check: Check) -> list[Part]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from xshard._jax import JaxprEqn, free_of_mesh, is_array_aval
 from xshard.compare.difference import Difference, difference, perturbed
 from xshard.ir.graph import Address
-from xshard.run.annotate import Constraints, Frame, Key
+from xshard.run.annotate import AS_TRACED, Constraints, Frame, Key, Numbers
 from xshard.run.bodies import entered
 
 WATCHED_BYTES = 1 << 28
@@ -50,6 +50,7 @@ class Section:
       sharded, plain: the plan's constraints; and none, over one device.
       consts: by the id of an array that the program holds, what to use for it.
       place: puts the inputs where the sharded run wants them.
+      numbers: what both compute with.
     """
 
     jaxpr: Any
@@ -58,11 +59,12 @@ class Section:
     plain: Constraints
     consts: Mapping[int, Any] = field(default_factory=dict)
     place: Callable[[Sequence[Any]], Sequence[Any]] = list
+    numbers: Numbers = AS_TRACED
     _runs: dict[Any, Callable[..., Any]] = field(default_factory=dict)
 
     def below(self, jaxpr: Any, at: Address) -> Section:
         """The section of a body."""
-        return Section(jaxpr, at, self.sharded, self.plain)
+        return Section(jaxpr, at, self.sharded, self.plain, numbers=self.numbers)
 
     def first_wrong(self, args: Sequence[Any]) -> tuple[Key, Difference] | None:
         """The first value, in program order, that is apart by more than rounding explains."""
@@ -100,7 +102,7 @@ class Section:
     def _evaluate(
         self, told: Constraints, args: Sequence[Any], watch: Watch | None = None
     ) -> list[Any]:
-        frame = replace(Frame.of(told, self.consts), watch=watch)
+        frame = replace(Frame.of(told, self.consts, self.numbers), watch=watch)
         with free_of_mesh():
             return frame.evaluate(self.jaxpr, entered(frame, args, self.at), self.at)
 

@@ -33,6 +33,8 @@ from xshard._jax import (
     free_of_mesh,
     is_array_aval,
     opened,
+    retraced,
+    unsharded,
 )
 from xshard.ir.flatten import callee, pins
 from xshard.ir.graph import Address
@@ -67,7 +69,27 @@ class Constraints:
     outputs: Mapping[int, tuple[PartitionSpec, ...]] = field(default_factory=dict)
 
 
-def annotate(traced: Traced, constraints: Constraints) -> Callable[..., list[Any]]:
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The numbers that an evaluation computes with.
+
+    Attributes:
+      bind: (equation, operands, mesh) -> its results.
+      aval: from the type that a value was traced with to the one that it has here.
+      value: from a literal or captured array to what is used for it.
+    """
+
+    bind: Callable[[JaxprEqn, Sequence[Any], Mesh], Sequence[Any]] = rebind
+    aval: Callable[[Any], Any] = unsharded
+    value: Callable[[Any], Any] = lambda x: x
+
+
+AS_TRACED = Numbers()
+
+
+def annotate(
+    traced: Traced, constraints: Constraints, numbers: Numbers = AS_TRACED
+) -> Callable[..., list[Any]]:
     """The traced program as a function of flat arguments that returns flat results.
 
     The function also takes `consts=`, arrays in place of `traced.consts` in the same order, so that
@@ -78,7 +100,7 @@ def annotate(traced: Traced, constraints: Constraints) -> Callable[..., list[Any
         given = traced.consts if consts is None else consts
         told = constraints.outputs
         arrays = {id(old): new for old, new in zip(traced.consts, given, strict=True)}
-        frame = Frame.of(constraints, arrays)
+        frame = Frame.of(constraints, arrays, numbers)
         with free_of_mesh():
             results = frame.evaluate(traced.closed_jaxpr, args, ())
             return [frame.through(x, told.get(i, ())) for i, x in enumerate(results)]
@@ -95,6 +117,7 @@ class Frame:
       touched: addresses of the jaxprs with a constraint in them.
       consts: by the id of the traced array, the array to use.
       copies: resharded operands by the key of their first use.
+      numbers: what it computes with.
       watch: is told each equation of this trace: its address, what it reads and what it makes.
     """
 
@@ -102,30 +125,41 @@ class Frame:
     touched: frozenset[Address]
     consts: Mapping[int, Any]
     copies: dict[Key, Any] = field(default_factory=dict)
+    numbers: Numbers = AS_TRACED
     watch: Callable[[Address, JaxprEqn, list[Any], Sequence[Any]], None] | None = None
 
     @classmethod
-    def of(cls, told: Constraints, consts: Mapping[int, Any]) -> Frame:
+    def of(
+        cls, told: Constraints, consts: Mapping[int, Any], numbers: Numbers = AS_TRACED
+    ) -> Frame:
         """The frame of a whole program."""
-        return cls(told, _addresses_above(told), consts)
+        return cls(told, _addresses_above(told), consts, numbers=numbers)
 
     def body(self) -> Frame:
         """A frame for a body, which is a trace of its own: nothing traced outside may be used."""
-        return Frame(self.told, self.touched, {})
+        return Frame(self.told, self.touched, {}, numbers=self.numbers)
+
+    def retraced(self, run: Callable[..., Sequence[Any]], body: Any) -> Any:
+        """`run` as a closed jaxpr over a body's inputs."""
+        return retraced(run, body, self.numbers.aval)
 
     def evaluate(self, jaxpr: Any, args: Sequence[Any], at: Address) -> list[Any]:
         """The results of a jaxpr whose address is `at`."""
         inner = opened(jaxpr)
-        consts = [self.consts.get(id(c), c) for c in consts_of(jaxpr)]
+        consts = [self.numbers.value(self.consts.get(id(c), c)) for c in consts_of(jaxpr)]
         env = dict(zip(inner.constvars, consts, strict=True))
         env.update(zip(inner.invars, args, strict=True))
         for i, eqn in enumerate(inner.eqns):
-            ins = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
+            ins = self._read(eqn.invars, env)
             outs = self._equation(eqn, ins, (*at, i))
             env.update(zip(eqn.outvars, outs, strict=True))
             if self.watch is not None:
                 self.watch((*at, i), eqn, ins, outs)
-        return [v.val if isinstance(v, Literal) else env[v] for v in inner.outvars]
+        return self._read(inner.outvars, env)
+
+    def _read(self, variables: Sequence[Any], env: Mapping[Any, Any]) -> list[Any]:
+        value = self.numbers.value
+        return [value(v.val) if isinstance(v, Literal) else env[v] for v in variables]
 
     def _equation(self, eqn: JaxprEqn, ins: list[Any], at: Address) -> Sequence[Any]:
         prim = eqn.primitive.name
@@ -139,7 +173,7 @@ class Frame:
             if prim in BODIES:
                 return BODIES[prim](self, eqn, ins, at)
             ins = [self.operand((at, k), x, ins) for k, x in enumerate(ins)]
-            outs = rebind(eqn, ins, self.told.mesh)
+            outs = self.numbers.bind(eqn, ins, self.told.mesh)
             return [self.result((at, r), x) for r, x in enumerate(outs)]
 
     def _call(self, eqn: JaxprEqn, body: Any, ins: list[Any], at: Address) -> list[Any]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from xshard._jax import JaxprEqn, retraced, scan_counts
+from xshard._jax import JaxprEqn, opened, retraced_at, scan_counts
 from xshard.ir.graph import Address
-from xshard.run.rebind import REMAT, must_be_rebound
+from xshard.run.rebind import REMAT, must_be_rebound, rebind
 
 if TYPE_CHECKING:
     from xshard.run.annotate import Frame
@@ -20,8 +20,9 @@ def _remat(frame: Frame, eqn: JaxprEqn, ins: list[Any], at: Address) -> Sequence
     body = eqn.params["jaxpr"]
     if not _changes(frame, body, (*at, 0)):
         return eqn.primitive.bind(*ins, **eqn.params)
-    new, consts = retraced(
-        lambda *args: frame.body().evaluate(body, args, (*at, 0)), body, lift=True
+    avals = [frame.numbers.aval(var.aval) for var in opened(body).invars]
+    new, consts = retraced_at(
+        lambda *args: frame.body().evaluate(body, args, (*at, 0)), body, avals
     )
     params = dict(eqn.params, jaxpr=new)
     if isinstance(params["prevent_cse"], tuple):
@@ -82,7 +83,7 @@ def _loop_body(frame: Frame, body: Any, at: Address, sub: int, carries: range) -
             outs[r] = inner.result((port, 0), inner.operand((port, 1), outs[r], outs))
         return _left(inner, outs, at, 0)
 
-    return retraced(run, body) if _changes(frame, body, (*at, sub), at) else body
+    return frame.retraced(run, body) if _changes(frame, body, (*at, sub), at) else body
 
 
 def _condition(frame: Frame, cond: Any, at: Address, n_cond: int, n_body: int) -> Any:
@@ -94,7 +95,7 @@ def _condition(frame: Frame, cond: Any, at: Address, n_cond: int, n_body: int) -
         carry = [inner.result(((*at, 1, ~(n_body + k)), 0), x) for k, x in enumerate(args[n_cond:])]
         return inner.evaluate(cond, [*consts, *carry], (*at, 0))
 
-    return retraced(run, cond) if _changes(frame, cond, (*at, 0), (*at, 1)) else cond
+    return frame.retraced(run, cond) if _changes(frame, cond, (*at, 0), (*at, 1)) else cond
 
 
 def _branch(frame: Frame, branch: Any, at: Address, sub: int) -> Any:
@@ -104,7 +105,7 @@ def _branch(frame: Frame, branch: Any, at: Address, sub: int) -> Any:
         outs = inner.evaluate(branch, entered(inner, fed, (*at, sub)), (*at, sub))
         return _left(inner, outs, at, sub)
 
-    return retraced(run, branch) if _changes(frame, branch, (*at, sub), at) else branch
+    return frame.retraced(run, branch) if _changes(frame, branch, (*at, sub), at) else branch
 
 
 def entered(inner: Frame, args: Sequence[Any], at: Address) -> list[Any]:
@@ -121,7 +122,11 @@ def _outs(frame: Frame, at: Address, outs: Sequence[Any]) -> list[Any]:
 
 
 def _changes(frame: Frame, body: Any, *addresses: Address) -> bool:
-    return not frame.touched.isdisjoint(addresses) or must_be_rebound(body)
+    return (
+        not frame.touched.isdisjoint(addresses)
+        or frame.numbers.bind is not rebind
+        or must_be_rebound(body)
+    )
 
 
 BODIES: dict[str, Callable[[Frame, JaxprEqn, list[Any], Address], Sequence[Any]]] = {

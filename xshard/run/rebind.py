@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax.experimental import io_callback
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from xshard._jax import (
@@ -90,6 +91,15 @@ def _device_put(eqn: JaxprEqn, ins: Sequence[Any], mesh: Mesh) -> list[Any]:
     return eqn.primitive.bind(*ins, **eqn.params)
 
 
+def _fft(eqn: JaxprEqn, ins: Sequence[Any], _mesh: Mesh) -> list[Any]:
+    """A transform of rows in order: on CPUs XLA may pick another layout, and refuse to run it."""
+    return [_in_order_of_rows(eqn.primitive.bind(_in_order_of_rows(ins[0]), **eqn.params))]
+
+
+def _in_order_of_rows(x: Any) -> Any:
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
 def onto(mesh: Mesh, eqn: JaxprEqn, x: Any, sharding: Any) -> Any:
     """The user's constraint on our mesh."""
     if not isinstance(sharding, NamedSharding):
@@ -114,4 +124,5 @@ _SHARDING_PRIMITIVES: dict[str, Callable[[JaxprEqn, Sequence[Any], Mesh], list[A
     "reshard": _reshard,
     "mesh_cast": _mesh_cast,
     "device_put": _device_put,
+    "fft": _fft,
 }
