@@ -16,6 +16,7 @@ from xshard.errors import PlanError, TraceError
 from xshard.ir.trace import trace
 from xshard.plan.plan import Plan
 from xshard.run.call import Arguments, Call, how_many, name_of
+from xshard.run.split import SplitArray
 from xshard.run.step import Runnable, StaleError
 from xshard.run.watch import watch
 from xshard.verify.audit import Audit
@@ -104,6 +105,20 @@ class ShardedStep:
 
     def _created(self, init_fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         return jax.jit(init_fn, out_shardings=self.in_shardings[0])(*args)
+
+    def portable(self, state: Any) -> Any:
+        """The state as arrays over all devices, which any checkpoint and any jit takes.
+
+        That is how it lies, but for a pipeline, each of whose arrays lies on some of the devices.
+        Of `jax.ShapeDtypeStruct`s these with shardings, for what restores: a step takes it back.
+        """
+
+        def portable(x: Any, sharding: Any) -> Any:
+            if isinstance(x, jax.ShapeDtypeStruct):
+                return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            return x
+
+        return jax.tree.map(portable, state, self.in_shardings[0])
 
     def audit(self, *args: Any, **kwargs: Any) -> Audit:
         """Compares the plan's collectives with those that XLA compiled.
@@ -200,6 +215,7 @@ def _all_same(a: Any, b: Any) -> bool:
 
 
 def _put(x: Any, sharding: jax.sharding.NamedSharding) -> Any:
+    x = x.whole() if isinstance(x, SplitArray) else x
     if not isinstance(x, jax.Array) or isinstance(x, Tracer) or not x.committed:
         return x
     typed = has_explicit_axes(x) and getattr(x.sharding, "mesh", None) != sharding.mesh

@@ -77,6 +77,14 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--memory-limit", metavar="SIZE", help='a device\'s, in bytes or as "30GB"')
     group.add_argument("--time-limit", type=float, metavar="S", help="seconds for the solver")
+    group.add_argument("--microbatches", type=_positive, metavar="N", help="default: 1")
+    group.add_argument(
+        "--pipeline", type=_positive, metavar="N", help="groups of devices that share the layers"
+    )
+    group.add_argument(
+        "--schedule", choices=["auto", "gpipe", "1f1b", "interleaved", "zero_bubble"],
+        help="of the pipeline (default: auto)",
+    )  # fmt: skip
     group.add_argument("--plan", type=Path, metavar="FILE", help="use this plan, solve nothing")
     group.add_argument("--brief", action="store_true", help="print the plan in brief")
     group.add_argument("--save-plan", type=Path, metavar="FILE", help="write the plan as JSON")

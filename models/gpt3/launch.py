@@ -72,6 +72,7 @@ def put_batch(corpus: "Corpus", step: int, avals: Any, shardings: Any) -> Any:
     def put(name: str) -> jax.Array:
         batch, seq_len = avals[name].shape
         read = lambda at: corpus.batch(step, batch, seq_len, at[0])[name][:, at[1]]  # noqa: E731
-        return jax.make_array_from_callback(avals[name].shape, shardings[name], read)
+        aval = avals[name]
+        return jax.make_array_from_callback(aval.shape, shardings[name], read, dtype=aval.dtype)
 
     return {name: put(name) for name in avals}

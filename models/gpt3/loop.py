@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import xshard
 from models.gpt3.checkpoint import Checkpoints
@@ -55,15 +55,25 @@ class Trainer:
         self.step = xshard.auto_shard(self.steps.train, mesh, donate_argnums=(0,), **options)
         lowered = self.step.lower(self.state_avals, self.batch_avals)
         report.plan(self.step.plan)
-        self.compiled = lowered.compile()
+        self.compiled = None if args.pipeline else lowered.compile()
         if args.save_plan and jax.process_index() == 0:
             self.step.plan.save(args.save_plan)
-        self.state_shardings, self.batch_shardings = self.step.in_shardings
-        mesh = self.batch_shardings["inputs"].mesh
-        specs = jax.tree.map(lambda sharding: sharding.spec, self.step.in_shardings)
-        options.pop("plan", None)
-        self.evaluate = xshard.auto_shard(self.steps.eval, mesh, in_specs=specs, **options)
+        self.batch_shardings = self.step.in_shardings[1]
+        portable = self.step.portable(self.state_avals)
+        self.state_shardings = jax.tree.map(lambda x: x.sharding, portable)
+        self.evaluate = self._evaluation(options)
         self.times_s: list[float] = []
+
+    def _evaluation(self, options: dict[str, Any]) -> Any:
+        """A step over all devices, on the state as checkpoints have it."""
+        mesh = self.state_shardings["step"].mesh
+        rows = self.batch_shardings["inputs"]
+        spec = rows.spec if rows.mesh == mesh else PartitionSpec()
+        self.held_out_shardings = dict.fromkeys(self.batch_avals, NamedSharding(mesh, spec))
+        lie = self.state_shardings, self.held_out_shardings
+        specs = jax.tree.map(lambda sharding: sharding.spec, lie)
+        kept = {name: options[name] for name in ("memory_limit", "time_limit") if name in options}
+        return xshard.auto_shard(self.steps.eval, mesh, in_specs=specs, **kept)
 
     def created(self) -> Any:
         """A new state, already sharded."""
@@ -95,7 +105,8 @@ class Trainer:
 
     def held_out_loss(self, state: Any) -> float:
         """Mean loss in nats per token over the same few held-out batches every time."""
-        batches = (self._batch(self.text.held_out, i) for i in range(EVAL_BATCHES))
+        state, lie = self.step.portable(state), self.held_out_shardings
+        batches = (self._batch(self.text.held_out, i, lie) for i in range(EVAL_BATCHES))
         return statistics.fmean(float(self.evaluate(state, batch)["loss"]) for batch in batches)
 
     @property
@@ -112,13 +123,13 @@ class Trainer:
             "predicted_time_s": plan.predicted_time_s,
             "measured_time_s": statistics.median(self.times_s) if self.times_s else None,
             "predicted_bytes": plan.predicted_peak_bytes,
-            "measured_bytes": _allocated_bytes(self.compiled),
+            "measured_bytes": self.compiled and _allocated_bytes(self.compiled),
             "tokens_per_s": rate,
             "model_flops_per_s": rate and rate * self.config.model_flops_per_token,
         }
 
-    def _batch(self, corpus: Corpus, i: int) -> Any:
-        return put_batch(corpus, i, self.batch_avals, self.batch_shardings)
+    def _batch(self, corpus: Corpus, i: int, shardings: Any = None) -> Any:
+        return put_batch(corpus, i, self.batch_avals, shardings or self.batch_shardings)
 
     def _timed(self, steps_before: int, time_s: float) -> None:
         if steps_before >= WARMUP_STEPS:
@@ -130,7 +141,7 @@ class Trainer:
         if last or (args.eval_every and step % args.eval_every == 0):
             self.report.held_out(step, self.held_out_loss(state))
         if checkpoints and (last or step % args.checkpoint_every == 0):
-            checkpoints.save(step, state)
+            checkpoints.save(step, self.step.portable(state))
 
 
 def _options(args: Arguments) -> dict[str, Any]:
@@ -140,6 +151,9 @@ def _options(args: Arguments) -> dict[str, Any]:
         "memory_limit": int(limit) if limit and limit.isdecimal() else limit,
         "time_limit": args.time_limit,
         "plan": xshard.Plan.load(args.plan) if args.plan else None,
+        "microbatches": args.microbatches,
+        "pipeline": args.pipeline,
+        "schedule": args.schedule,
     }
     return {name: value for name, value in options.items() if value is not None}
 

@@ -15,15 +15,20 @@ from xshard.mpmd.step import Pipeline
 from xshard.schedules import build
 
 
+def layout(groups: int, devices: int = 0) -> Layout:
+    """Equal groups of so many devices; of one device each by default."""
+    return Layout(submeshes(np.array(jax.devices()[: devices or groups]), ("d",), groups))
+
+
 def pipeline(
     fun: Callable[..., Any], args: tuple[Any, ...], name: str, groups: int, microbatches: int,
     *, chunks: int = 1, devices: int = 0, donated: int = 0,
 ) -> Pipeline:  # fmt: skip
     """Over so many devices; of its flat arguments the first are donated."""
     cut = staged(fun, args, groups * chunks, microbatches)
-    layout = Layout(submeshes(np.array(jax.devices()[: devices or groups]), ("d",), groups))
     schedule = build(name, groups, microbatches, chunks)
-    return Pipeline(cut, schedule, layout, donated=frozenset(range(donated)), options=FAST_COMPILE)
+    where = layout(groups, devices)
+    return Pipeline(cut, schedule, where, donated=frozenset(range(donated)), options=FAST_COMPILE)
 
 
 def run(found: Pipeline, args: tuple[Any, ...]) -> list[Any]:

@@ -15,8 +15,8 @@ Loss = Callable[[Any, Any], Any]
 ADAM = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2))
 
 
-def args(layers: int = 4) -> tuple[Any, Any]:
-    """(state, batch) of `train`'s step."""
+def args(loss: Loss | None = None, layers: int = 4) -> tuple[Any, Any]:
+    """(state, batch) of `train`'s step; for `scanned`, the layers' weights are stacked."""
     rng = np.random.default_rng(0)
     array = lambda *shape: jnp.asarray(rng.standard_normal(shape) / 3, jnp.float32)  # noqa: E731
     params = {
@@ -24,6 +24,8 @@ def args(layers: int = 4) -> tuple[Any, Any]:
         "layers": [{"up": array(WIDTH, 16), "down": array(16, WIDTH)} for _ in range(layers)],
         "cross": [array(WIDTH, WIDTH) for _ in range(layers)],
     }
+    if loss is scanned:
+        params["layers"] = jax.tree.map(lambda *x: jnp.stack(x), *params["layers"])
     tokens = rng.integers(0, VOCAB, (BATCH, 2)).astype(np.int32)
     batch = {"source": tokens[:, 0], "target": tokens[:, 1]}
     return (params, ADAM.init(params)), batch
@@ -81,3 +83,13 @@ def encoder_decoder(params: Any, batch: Any) -> Any:
     for p, cross in zip(layers[len(layers) // 2 :], params["cross"], strict=False):
         y = _block(p, y + x @ cross)
     return _cross_entropy(y @ params["embed"].T, batch)
+
+
+def scanned(params: Any, batch: Any) -> Any:
+    """As `tied`, over stacked weights."""
+    x = params["embed"][batch["source"]]
+    x, _ = jax.lax.scan(lambda x, p: (_block(p, x), None), x, params["layers"])
+    return _cross_entropy(x @ params["embed"].T, batch)
+
+
+CASES: dict[str, Loss] = {"tied": tied, "scanned": scanned}

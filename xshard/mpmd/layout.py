@@ -22,8 +22,7 @@ class Layout:
 
     Attributes:
       meshes: by group, its devices. Their axes are Auto.
-      specs: (value, group) -> how the value lies there; whole on every device if left out. Stacks
-        lie as their rows do.
+      specs: (value, group) -> how the value lies there; whole on every device if left out.
       bodies: by a program's place, what is run in its stead: the same with sharding constraints.
     """
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from xshard._jax import evaluate
 from xshard.microbatch.accumulate import COMBINE
@@ -26,7 +25,7 @@ class Linked:
       numbered: whether it takes the microbatch's number.
       reads, makes: the other values that it takes and returns, in order. Shares that only a total
         reads are not among them.
-      jitted: (carried, number if numbered, reads) -> (carried, makes), each in a row.
+      jitted: the `jax.jit` of (carried, number if numbered, reads) -> (carried, makes), in a row.
     """
 
     name: str
@@ -34,7 +33,7 @@ class Linked:
     numbered: bool
     reads: tuple[int, ...]
     makes: tuple[int, ...]
-    jitted: Callable[..., tuple[Any, ...]]
+    jitted: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +62,9 @@ class Linker:
         reads = tuple(v for v in program.reads if v != self.staged.number)
         stacks = any(s.row in program.makes for s in self.staged.stacks)
         numbered = stacks or self.staged.number in program.reads
-        held = [self.sharding(v, group) for v in carried]
+        held = [self.layout.sharding(v, group) for v in carried]
         number = [self.layout.sharding(self.staged.number, group)] * numbered
-        ins, outs = ([self.sharding(v, group) for v in vs] for vs in (reads, makes))
+        ins, outs = ([self.layout.sharding(v, group) for v in vs] for vs in (reads, makes))
         run = self._accumulating(program, self.layout.bodies.get(at), carried, makes, numbered)
         reused = self._reused(reads, ins, dropped, makes, outs)
         before = len(held) + len(number)
@@ -87,15 +86,7 @@ class Linker:
             pairs = zip(values, avals, strict=True)
             return tuple(jnp.full(a.shape, initial.get(v, 0), a.dtype) for v, a in pairs)
 
-        return jax.jit(start, out_shardings=tuple(self.sharding(v, group) for v in values))
-
-    def sharding(self, value: int, group: int) -> NamedSharding:
-        """How a value lies on a group; a stack as its rows, if the layout does not say."""
-        row = next((s.row for s in self.staged.stacks if s.stacked == value), None)
-        if row is None or (value, group) in self.layout.specs:
-            return self.layout.sharding(value, group)
-        one = self.layout.sharding(row, group)
-        return NamedSharding(one.mesh, PartitionSpec(None, *one.spec))
+        return jax.jit(start, out_shardings=tuple(self.layout.sharding(v, group) for v in values))
 
     def _accumulating(
         self, program: StageProgram, body: Body | None, carried: Sequence[int],

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 
 from xshard.errors import PlanError
 from xshard.ir.trace import Traced
+from xshard.mpmd.leaf import Part
+from xshard.mpmd.lowered import LoweredPipeline
 from xshard.mpmd.plan import PipelinePlan
+from xshard.mpmd.portable import portable
 from xshard.mpmd.step import Pipeline
-from xshard.mpmd.transfer import empty
 from xshard.run.call import Call, kind
 from xshard.run.step import StaleError
 
@@ -25,7 +26,7 @@ class MpmdRunnable:
 
     Attributes:
       static: places of the row that are compile-time constants, with their values.
-      in_shardings: pytree of NamedShardings as the (non-static) arguments, each on one group.
+      in_shardings: pytree of NamedShardings as the (non-static) arguments.
       out_shardings: as the result.
     """
 
@@ -53,32 +54,42 @@ class MpmdRunnable:
 
     def placed(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """The row with all arrays where the step wants them."""
-        dynamic = jax.tree.unflatten(self.traced.in_tree, self.pipeline.placed(self._leaves(row)))
-        given = iter(dynamic)
-        return tuple(x if i in self.static else next(given) for i, x in enumerate(row))
+        placed = self.pipeline.placed(self._leaves(row))
+        return self._row(jax.tree.unflatten(self.traced.in_tree, placed))
 
-    def lower(self, _call: Call) -> Any:
-        """Raises a PlanError: there is no one program."""
-        raise PlanError(
-            "a step in pipeline stages has a program for each stage and no single lowering; "
-            "step.plan.programs has their plans"
-        )
+    def lower(self, _call: Call) -> LoweredPipeline:
+        """All programs of this process's groups, lowered."""
+        return LoweredPipeline(self.pipeline.lower(), lambda *given: self(*self._row(given)))
 
     def create(self, init_fn: Callable[..., Any], args: Sequence[Any]) -> Any:
         """The state that `init_fn(*args)` makes, each array made where it is wanted."""
         tree = self.traced.in_tree.children()[0]
-        shardings = self.pipeline.in_shardings[: tree.num_leaves]
-        avals = jax.tree.leaves(jax.eval_shape(init_fn, *args))
-        found: list[Any] = [
-            None if s.addressable_devices else empty(a.shape, a.dtype, s)
-            for a, s in zip(avals, shardings, strict=True)
-        ]
-        for places in _by_mesh(shardings):
-            if found[places[0]] is None:
-                made = _some(init_fn, places, [shardings[i] for i in places])(*args)
-                for i, x in zip(places, made, strict=True):
-                    found[i] = x
+        leaves = self.pipeline.inputs[: tree.num_leaves]
+        on: defaultdict[int, list[tuple[int, Part]]] = defaultdict(list)
+        for i, leaf in enumerate(leaves):
+            for part in leaf.parts:
+                on[part.group].append((i, part))
+        made: dict[int, Any] = {}
+        for group, parts in on.items():
+            if self.pipeline.layout.is_here(group):
+                arrays = _some(init_fn, parts)(*args)
+                made.update((p.value, x) for (_, p), x in zip(parts, arrays, strict=True))
+        return jax.tree.unflatten(tree, [leaf.found(made) for leaf in leaves])
+
+    def portable(self, state: Any) -> Any:
+        """The step's first argument as arrays over all devices; of types, the types of these."""
+        leaves, tree = jax.tree.flatten(state)
+        wanted = self.traced.in_tree.children()[0]
+        if tree != wanted:
+            raise PlanError(f"the step's state is {wanted}, but this is {tree}")
+        found = [portable(leaf, x) for leaf, x in zip(self.pipeline.inputs, leaves, strict=False)]
         return jax.tree.unflatten(tree, found)
+
+    def _row(self, dynamic: Sequence[Any]) -> tuple[Any, ...]:
+        """The row of arguments that are not static."""
+        given = iter(dynamic)
+        count = len(dynamic) + len(self.static)
+        return tuple(self.static[i] if i in self.static else next(given) for i in range(count))
 
     def _leaves(self, row: Sequence[Any]) -> list[Any]:
         """The flat arguments, if they are what was planned for."""
@@ -92,18 +103,11 @@ class MpmdRunnable:
         return leaves
 
 
-def _by_mesh(shardings: Sequence[NamedSharding]) -> list[list[int]]:
-    found: defaultdict[Any, list[int]] = defaultdict(list)
-    for i, sharding in enumerate(shardings):
-        found[sharding.mesh].append(i)
-    return list(found.values())
-
-
-def _some(fun: Callable[..., Any], places: Sequence[int], to: Sequence[NamedSharding]) -> Any:
-    """A jit that makes only these leaves of what `fun` makes."""
+def _some(fun: Callable[..., Any], parts: Sequence[tuple[int, Part]]) -> Any:
+    """A jit that makes only these parts of the leaves of what `fun` makes."""
 
     def some(*args: Any) -> list[Any]:
         leaves = jax.tree.leaves(fun(*args))
-        return [leaves[i] for i in places]
+        return [leaves[i] if p.start is None else leaves[i][p.rows] for i, p in parts]
 
-    return jax.jit(some, out_shardings=list(to))
+    return jax.jit(some, out_shardings=[p.sharding for _, p in parts])

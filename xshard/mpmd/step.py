@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +12,14 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from xshard.errors import PipelineError
 from xshard.mpmd.layout import Layout
+from xshard.mpmd.leaf import Leaf, Part
 from xshard.mpmd.program import Linked, Linker
 from xshard.mpmd.tape import ONCE, Action, Held, Run, Send, Tape, tape_of
-from xshard.mpmd.transfer import copies, empty, everyone, meet, needs_meeting, place, send
+from xshard.mpmd.transfer import copies, everyone, meet, needs_meeting, place, send
 from xshard.schedules import Schedule
-from xshard.stages.staged import Staged
+from xshard.stages.flat import struct
+from xshard.stages.staged import Piece, Staged
 
 SMALL_BYTES = 1 << 20
 """Results of at most so many bytes, such as a loss, are there for every process."""
@@ -31,11 +33,12 @@ class Pipeline:
     """A staged step under a schedule, on a layout; called with flat arguments.
 
     Every process holds it and calls it, and runs what is on its devices. Arguments and results have
-    their place on one group each; arrays of groups that are elsewhere have no shards here.
+    their place on one group each, or in parts on several; what is elsewhere has no shards here.
 
     Attributes:
       ties: result -> the argument whose next value it is, by position: it is brought to its place.
       donated: positions of arguments whose memory the step may reuse.
+      inputs, results: how the flat arguments and results lie.
       observer: sees what is dispatched.
     """
 
@@ -49,44 +52,49 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         staged, schedule = self.staged, self.schedule
-        if any(len(pieces) > 1 for pieces in (*staged.inputs, *staged.results)):
-            raise PipelineError(
-                "layers in a jax.lax.scan whose stacked weights are on several stages do not run "
-                "in a pipeline yet; unroll the loop over layers"
-            )
-        self._inputs = [p[0].value for p in staged.inputs]
-        self._results = [p[0].value for p in staged.results]
-        homes = {v: self.schedule.placement[s] for v, s in staged.stage_of.items()}
-        self._place = [
-            homes[self._inputs[self.ties[i]]] if i in self.ties else homes[v]
-            for i, v in enumerate(self._results)
+        homes = {v: schedule.placement[s] for v, s in staged.stage_of.items()}
+        self.inputs = [self._leaf(pieces, homes) for pieces in staged.inputs]
+        self.results = [
+            self._leaf(pieces, homes, self._next_of(i)) for i, pieces in enumerate(staged.results)
         ]
         wanted: defaultdict[int, set[int]] = defaultdict(set)
-        for i, (v, group) in enumerate(zip(self._results, self._place, strict=True)):
-            wanted[v].update(range(schedule.num_groups) if self._is_for_all(i) else [group])
-        self.tape = tape_of(staged, self.schedule, wanted)
-        self.in_shardings = [self.layout.sharding(v, homes[v]) for v in self._inputs]
-        lent = {self._inputs[i] for i in self.donated}
+        for i, leaf in enumerate(self.results):
+            for part in leaf.parts:
+                groups = range(schedule.num_groups) if self._is_for_all(i) else (part.group,)
+                wanted[part.value].update(groups)
+        self.tape = tape_of(staged, schedule, wanted)
+        lent = {part.value for i in self.donated for part in self.inputs[i].parts}
         self._lent = frozenset(h for h in self.tape.first if h.value in lent)
-        self._linker = Linker(staged, self.layout, _read(self.tape), self.options)
+        self._in_parts = [i for i in self.donated if self._is_gone(self.inputs[i])]
         self._everywhere = NamedSharding(everyone(self.layout.meshes), PartitionSpec())
-        self.out_shardings = [
-            self._everywhere if self._is_for_all(i) else self._linker.sharding(v, g)
-            for i, (v, g) in enumerate(zip(self._results, self._place, strict=True))
-        ]
+        self._linker = Linker(staged, self.layout, _read(self.tape), self.options)
         self._linked = self._link()
         self._starts = self._first_shares()
         self._numbers: dict[tuple[int, int], Any] = {}
         self._consts = self._put_consts(homes)
         self._careful = _may_block(self.layout)
 
+    @property
+    def in_shardings(self) -> list[NamedSharding]:
+        """Of the flat arguments."""
+        return [leaf.sharding for leaf in self.inputs]
+
+    @property
+    def out_shardings(self) -> list[NamedSharding]:
+        """Of the flat results."""
+        return [
+            self._everywhere if self._is_for_all(i) else leaf.sharding
+            for i, leaf in enumerate(self.results)
+        ]
+
     def __call__(self, *args: Any) -> list[Any]:
-        """Runs a step; arguments lie as `in_shardings` say."""
+        """Runs a step; arguments lie as `placed` leaves them."""
         held: dict[Held, Any] = dict(self._consts)
-        for v, sharding, x in zip(self._inputs, self.in_shardings, args, strict=True):
-            group = self.layout.meshes.index(sharding.mesh)
-            if self.layout.is_here(group):
-                held[Held(v, ONCE, group)] = x
+        for leaf, x in zip(self.inputs, args, strict=True):
+            for part, piece in zip(leaf.parts, leaf.taken(x), strict=True):
+                if self.layout.is_here(part.group):
+                    held[Held(part.value, ONCE, part.group)] = piece
+        lent = [args[i] for i in self._in_parts]
         del args
         latest: dict[int, Any] = {}
         for action in self.tape.actions:
@@ -96,11 +104,48 @@ class Pipeline:
                 self._drop(h, held.pop(h, None))
             if self.observer and made is not None:
                 self.observer(action, made)
-        return [self._result(i, held) for i in range(len(self._results))]
+        results = [self._result(i, held) for i in range(len(self.results))]
+        for x in lent:
+            x.delete()
+        return results
 
     def placed(self, args: Sequence[Any]) -> list[Any]:
         """Flat arguments as the step takes them."""
-        return [place(x, s) for x, s in zip(args, self.in_shardings, strict=True)]
+        return [leaf.put(x) for leaf, x in zip(self.inputs, args, strict=True)]
+
+    def lower(self) -> dict[str, jax.stages.Lowered]:
+        """The programs of this process's groups, by name."""
+        number = [self.staged.number]
+
+        def avals(linked: Linked) -> list[jax.ShapeDtypeStruct]:
+            values = (*linked.carried, *(number * linked.numbered), *linked.reads)
+            return [struct(self.staged.avals[v]) for v in values]
+
+        return {one.name: one.jitted.lower(*avals(one)) for one in self._linked.values()}
+
+    def _leaf(
+        self, pieces: Sequence[Piece], homes: Mapping[int, int], like: Leaf | None = None
+    ) -> Leaf:
+        """How an argument or result lies: at home, or where the parts of another one do."""
+        rows = [(p.start, p.stop) for p in pieces]
+        groups = [homes[p.value] for p in pieces]
+        if like is not None and [(p.start, p.stop) for p in like.parts] == rows:
+            groups = [p.group for p in like.parts]
+        avals = [self.staged.avals[p.value] for p in pieces]
+        parts = tuple(
+            Part(p.value, g, a.shape, self.layout.sharding(p.value, g), p.start, p.stop)
+            for p, g, a in zip(pieces, groups, avals, strict=True)
+        )
+        return Leaf(parts, avals[0].dtype, self.layout.meshes)
+
+    def _is_gone(self, leaf: Leaf) -> bool:
+        """Whether an argument is several arrays, none of which is a result as it is."""
+        parts = {Held(p.value, ONCE, p.group) for p in leaf.parts}
+        return len(parts) > 1 and parts.isdisjoint(self.tape.kept)
+
+    def _next_of(self, i: int) -> Leaf | None:
+        """The argument whose next value a result is."""
+        return self.inputs[self.ties[i]] if i in self.ties else None
 
     def _drop(self, h: Held, array: Any) -> None:
         """Frees what the caller has donated, though it still has a name for it."""
@@ -131,12 +176,12 @@ class Pipeline:
             return None
         source, target = self.layout.meshes[action.source], self.layout.meshes[action.target]
         arrays = [held[h] for h in action.reads] if here else None
-        wanted = [self._linker.sharding(v, action.target) for v in action.values]
+        wanted = [self.layout.sharding(v, action.target) for v in action.values]
         moved: Sequence[Any] | None
         if needs_meeting(source, target):
             for array in latest.values():
                 _wait(array)
-            lie = [self._linker.sharding(v, action.source) for v in action.values]
+            lie = [self.layout.sharding(v, action.source) for v in action.values]
             moved = meet(arrays, [self.staged.avals[v] for v in action.values], lie, target)
             moved = None if moved is None else send(moved, wanted)
         else:
@@ -153,21 +198,19 @@ class Pipeline:
         return self._numbers[key]
 
     def _result(self, i: int, held: Mapping[Held, Any]) -> Any:
-        value, group = self._results[i], self._place[i]
-        if self._is_for_all(i):
-            groups = [g for g in range(self.schedule.num_groups) if self.layout.is_here(g)]
-            return copies([held[Held(value, ONCE, g)] for g in groups], self._everywhere)
-        if self.layout.is_here(group):
-            return held[Held(value, ONCE, group)]
-        aval = self.staged.avals[value]
-        return empty(aval.shape, aval.dtype, self.out_shardings[i])
+        leaf = self.results[i]
+        if not self._is_for_all(i):
+            there = ((p.value, Held(p.value, ONCE, p.group)) for p in leaf.parts)
+            return leaf.found({v: held[h] for v, h in there if h in held})
+        groups = [g for g in range(self.schedule.num_groups) if self.layout.is_here(g)]
+        value = leaf.parts[0].value
+        return copies([held[Held(value, ONCE, g)] for g in groups], self._everywhere)
 
     def _is_for_all(self, i: int) -> bool:
         """Whether every process gets a result: what is no state, if it is small."""
-        if i in self.ties or jax.process_count() == 1:
+        if i in self.ties or len(self.results[i].parts) > 1 or jax.process_count() == 1:
             return False
-        aval = self.staged.avals[self._results[i]]
-        return aval.size * aval.dtype.itemsize <= SMALL_BYTES
+        return math.prod(self.results[i].shape) * self.results[i].dtype.itemsize <= SMALL_BYTES
 
     def _link(self) -> dict[int, Linked]:
         """The programs of the groups that are here, each of which reuses what it always drops."""

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xshard.errors import MeshError
@@ -21,17 +22,38 @@ from xshard.errors import MeshError
 _SIDE = "from_to"
 
 
-def place(x: Any, sharding: NamedSharding) -> Any:
-    """An array, that each process has whole or that lies so already, as the sharding says."""
+ALL = slice(None)
+
+
+def place(x: Any, sharding: NamedSharding, rows: slice = ALL) -> Any:
+    """Rows of an array as the sharding says.
+
+    Args:
+      x: lies so already, or each process has it whole, or all processes have a part of it.
+
+    Raises:
+      MeshError: it lies elsewhere, on devices of some of the processes.
+    """
     if isinstance(x, jax.Array):
-        if x.committed and x.sharding.is_equivalent_to(sharding, x.ndim):
+        if rows == ALL and x.committed and x.sharding.is_equivalent_to(sharding, x.ndim):
             return x
         if sharding.is_fully_addressable and x.is_fully_addressable:
-            return jax.device_put(x, sharding)
-    whole = np.asarray(x)
+            return jax.device_put(x if rows == ALL else x[rows], sharding)
+        x = x if x.is_fully_addressable else _gathered(x)
+    whole = np.asarray(x) if rows == ALL else np.asarray(x)[rows]
     return jax.make_array_from_callback(
         whole.shape, sharding, lambda at: whole[at], dtype=whole.dtype
     )
+
+
+def _gathered(x: jax.Array) -> Any:
+    """The whole of an array over devices of all processes, in each of them."""
+    if len({d.process_index for d in x.sharding.device_set}) < jax.process_count():
+        raise MeshError(
+            f"a {x.dtype}{list(x.shape)} lies on devices of some processes only, and not where "
+            "this step wants it; step.portable(state), of the step that made it, moves it to all"
+        )
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def empty(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Any:
@@ -96,7 +118,7 @@ def meet(
             s.data
             for s in (
                 *(given[k].addressable_shards if given else ()),
-                *(blank()[k].addressable_shards if _is_here(target) else ()),
+                *(blank()[k].addressable_shards if is_here(target) else ()),
             )
         ]
         mine.append(
@@ -105,7 +127,7 @@ def meet(
         )  # fmt: skip
     moved = _over(both, specs)(mine)
     jax.block_until_ready(moved)
-    if not _is_here(target):
+    if not is_here(target):
         return None
     return _second(target, specs)(
         [_half(x, target, spec) for x, spec in zip(moved, specs, strict=True)]
@@ -122,7 +144,8 @@ def _half(x: Any, target: Mesh, spec: PartitionSpec) -> Any:
     )
 
 
-def _is_here(mesh: Mesh) -> bool:
+def is_here(mesh: Mesh) -> bool:
+    """Whether this process has devices of the mesh, and so takes part in what it does."""
     return any(d.process_index == jax.process_index() for d in mesh.devices.flat)
 
 

@@ -37,6 +37,11 @@ class PipelinedStep(ShardedStep):
         current: Any = self._runnable(self._arguments.call(args, kwargs))
         return measured(current.pipeline, current.plan, lambda: self(*args, **kwargs))
 
+    def portable(self, state: Any) -> Any:
+        """See `ShardedStep.portable`: from the stages' devices to all, which copies the state."""
+        current: Any = self._planned()
+        return current.portable(state)
+
     def _placed(self, current: Any, call: Call) -> tuple[Any, ...]:
         return current.placed(call.row)
 

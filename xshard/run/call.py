@@ -11,6 +11,7 @@ import jax
 
 from xshard._jax import typeof
 from xshard.errors import TraceError
+from xshard.run.split import SplitArray
 
 _NAMED = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, _NAMED)
@@ -74,7 +75,7 @@ class Call:
 
 def kind(leaf: Any) -> Hashable:
     """(shape, dtype, whether weak) of a leaf, as JAX sees it; its type if it is no array."""
-    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | SplitArray):
         return leaf.shape, leaf.dtype, bool(getattr(leaf, "weak_type", False))
     try:
         aval = typeof(leaf)
