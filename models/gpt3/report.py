@@ -12,6 +12,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from xshard import PipelinePlan
 from xshard.plan.plan import Plan
 from xshard.plan.table import Table, to_text
 from xshard.plan.text import report as tables_of
@@ -38,8 +39,11 @@ class Report:
             disable=silent or as_json or not sys.stderr.isatty(),
         )
 
-    def plan(self, plan: Plan) -> None:
-        """The plan, whole or in brief."""
+    def plan(self, plan: Plan | PipelinePlan) -> None:
+        """The plan, whole or in brief; of a pipeline its stages."""
+        if isinstance(plan, PipelinePlan):
+            self._say("plan", str(plan), plan=str(plan))
+            return
         text = _in_brief(plan) if self._brief else str(plan)
         self._say("plan", text, plan=json.loads(plan.to_json()) if self._json else None)
 

@@ -52,9 +52,9 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def plain_losses(steps: int) -> dict[int, float]:
+def plain_losses(steps: int, *argv: str) -> dict[int, float]:
     """The same training under `jax.jit` on one device."""
-    config = config_of(parse(SMALL))
+    config = config_of(parse([*SMALL, *argv]))
     functions = make_train_step(config)
     train, state, found = jax.jit(functions.train), jax.jit(functions.init)(jax.random.key(0)), {}
     for i, batch in enumerate(batches(Text.read(), config, steps)):
@@ -78,6 +78,18 @@ def test_run_prints_plan_steps_held_out_loss_and_facts(
     assert all(value > 0 for name, value in facts.items() if name != "event")
     assert main([*argv, "--steps", "1", "--plan", str(plan)]) == 0
     assert events(capsys.readouterr().out, "plan") == events(out, "plan")
+
+
+def test_stages_train_as_one_device_and_resume_without_stages(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = [*SMALL, "--dropout", "0", "--mesh", "2", "--checkpoint-dir", str(tmp_path)]
+    stages = ["--pipeline", "2", "--microbatches", "2", "--schedule", "1f1b"]
+    assert main([*argv, *stages, "--steps", "2"]) == 0
+    assert main([*argv, "--steps", "3"]) == 0
+    out = capsys.readouterr().out
+    assert [line["step"] for line in events(out, "resumed")] == [2]
+    assert losses(out) == pytest.approx(plain_losses(3, "--dropout", "0"), rel=1e-4)
 
 
 def test_text_output_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +147,7 @@ BAD_INPUT = [
     ("--wings 2", "Unrecognized arguments: --wings 2.\n"),
     ("--dropout 1.5", "dropout must lie in [0, 1), not 1.5.\n"),
     ("--coordinator a:1", "--coordinator, --num-processes and --process-id belong together.\n"),
+    ("--pipeline 2 --plan a.json", "The plan of a --pipeline is no file yet: leave out --plan and"),
     ("--mesh 4x4", "Mesh 4x4 needs 16 devices and there are 8; on CPU, --devices makes as many"),
 ]
 

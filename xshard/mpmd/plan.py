@@ -80,6 +80,16 @@ class PipelinePlan:
         return self.timeline.makespan_ns + max(self.once_ns, default=0)
 
     @property
+    def predicted_time_s(self) -> float:
+        """Predicted seconds of one step."""
+        return self.objective_ns * 1e-9
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """Predicted peak memory of the fullest device, in bytes."""
+        return max(self.peak_bytes)
+
+    @property
     def gap(self) -> float:
         """At most this share of the predicted time could be saved by another plan."""
         return max(0.0, 1 - self.bound_ns / self.objective_ns) if self.objective_ns else 0.0
