@@ -14,6 +14,7 @@ from tests.stages.steps import cuttable_step
 from xshard.cost.cluster import Cluster
 from xshard.pipeline.boundaries import BoundarySearch, step_ns
 from xshard.pipeline.bounds import Bound, Counts, StageTable
+from xshard.pipeline.cuts import Cuts
 from xshard.pipeline.solver import StageSolver, TooLargeError
 from xshard.schedules import build
 from xshard.spec import MeshShape
@@ -40,28 +41,26 @@ def by_hand(table: StageTable, counts: Counts) -> float:
 def test_the_least_bound_is_that_of_all_boundaries(seed: int) -> None:
     rng = random.Random(seed)
     stages = rng.randint(1, 4)
-    alone = [Bound(t, t / 8) for t in (rng.randint(8, 80) for _ in range(8))]
+    alone = [Bound(t, (t / 16, t / 16)) for t in (rng.randint(8, 80) for _ in range(8))]
     table = StageTable([rng.choice("ab") for _ in alone], range(stages, 0, -1), alone)
     for _ in range(10):
         start = rng.randrange(8)
         key = table.key(rng.randrange(stages), start, rng.randint(start + 1, 8))
-        table.known[key] = Bound(rng.randint(50, 300), rng.randint(5, 30))
+        table.known[key] = Bound(rng.randint(50, 300), (1, rng.randint(5, 30)))
     bounds = {counts: by_hand(table, counts) for counts in all_counts(8, stages)}
     seen: dict[Counts, float] = {}
     for expected in sorted(bounds.values())[:20]:
-        counts, bound = table.least(seen)
+        counts, bound = table.least(seen, lambda _: 0)
         assert bound == pytest.approx(expected) == bounds[counts]
         seen[counts] = bound
-    assert table.least(bounds) == ((), inf)
+    assert table.least(bounds, lambda _: 0) == ((), inf)
 
 
-def search(units: int, limit: int | None = None, remat: str = "none") -> BoundarySearch:
+def search(stages: int, limit: int | None = None, remat: str = "none") -> BoundarySearch:
     step, args = models.skips()
     cut = cuttable_step(step, args, 4)
     solver = StageSolver(MESH, CLUSTER, limit)
-    paths = ["" for _ in cut.flat.inputs]
-    schedule = build("1f1b", units, 4)
-    return BoundarySearch(cut, schedule, solver, {}, frozenset(), paths, remat)
+    return BoundarySearch(Cuts(cut), build("1f1b", stages, 4), solver, remat)
 
 
 def test_the_search_equals_brute_force() -> None:
@@ -69,7 +68,7 @@ def test_the_search_equals_brute_force() -> None:
     found = s.run()
     assert found is not None
     taken = {}
-    for counts in all_counts(len(s.cut.units), 2):
+    for counts in all_counts(len(s.cuts.cut.units), 2):
         plans = s.planned(counts, (0, 0)).make()
         taken[counts] = step_ns(s.schedule, [p.part_ns for p in plans.stages])
     best = min(taken.values())

@@ -10,6 +10,7 @@ import xshard
 from tests.stages import models
 from tests.stages.steps import cuttable_step
 from xshard.cost.cluster import Cluster
+from xshard.pipeline.cuts import CutStep
 from xshard.pipeline.solver import StagePlans, StageSolver
 from xshard.spec import MeshShape
 from xshard.stages.staged import PER_MICROBATCH, Staged
@@ -22,7 +23,7 @@ def solver() -> StageSolver:
 
 
 def plans(staged: Staged, in_flight: Sequence[int]) -> StagePlans:
-    return StagePlans(staged, (0, 1), in_flight, solver(), {}).make()
+    return StagePlans(CutStep(staged), (0, 1), in_flight, solver()).make()
 
 
 def test_each_value_of_a_stage_has_a_spec_and_each_program_a_body() -> None:

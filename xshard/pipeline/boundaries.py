@@ -1,8 +1,8 @@
 """Where the layers are cut into stages, and which of them are recomputed, by a search with a bound.
 
-The first boundaries give all stages equal work. Their stages are planned, and the step is
-simulated; then the boundaries that have the least bound (`xshard.pipeline.bounds`) by what is known
-so far, until that is no better than the best step. Each stage is planned for its own least time.
+The boundaries that have the least bound (`xshard.pipeline.bounds`) by what is known so far are
+planned next, until no bound is better than the best step. What is known of each stage from the
+start are its units, planned alone. Each stage is planned for its own least time.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
 
-from xshard.pipeline.bounds import TOO_LARGE, Bound, Counts, StageTable
-from xshard.pipeline.solver import StagePlans, StageSolver, TooLargeError, part_ns_of
+from xshard.pipeline.bounds import Bound, Counts, StageTable, spans
+from xshard.pipeline.cuts import Cuts
+from xshard.pipeline.solver import StagePlan, StagePlans, StageSolver, TooLargeError, part_ns_of
 from xshard.planning import ENOUGH_GAP
 from xshard.schedules import Schedule, Times, in_flight, simulate
-from xshard.stages.cut import Cuttable
-from xshard.stages.staged import PER_MICROBATCH, Staged
 
 MOST_PLANNED = 6
 """Boundaries whose stages are planned."""
-MOST_SIMULATED = 500
-"""Boundaries whose step is simulated."""
+MOST_TRIED = 100
+"""Boundaries that are looked at, most of whose stages are known from others."""
 
 Parts = Mapping[str, int]
 """The time of each part of a stage, for one microbatch or for the step."""
@@ -46,20 +45,14 @@ class BoundarySearch:
     """The search for one schedule.
 
     Attributes:
-      ties: result -> the argument whose next value it is, by position.
-      donated: positions of arguments whose memory may be reused.
-      paths: of the arguments.
       remat: "none", "all", or "auto": of each stage as much as the memory limit asks for.
       tried: units on each stage -> predicted time of a step.
       bound_ns: no boundaries give a shorter step.
     """
 
-    cut: Cuttable
+    cuts: Cuts
     schedule: Schedule
     solver: StageSolver
-    ties: Mapping[int, int]
-    donated: frozenset[int]
-    paths: Sequence[str]
     remat: str = "none"
     tried: dict[Counts, float] = field(default_factory=dict)
     bound_ns: float = 0
@@ -72,10 +65,12 @@ class BoundarySearch:
         """The best boundaries; None if none give a step of less than so many ns.
 
         Raises:
+          PipelineError: there are more stages than units.
           TooLargeError: a stage does not fit the memory limit, wherever it was looked at.
         """
+        self.cuts.cut.balanced(self.schedule.num_stages)
         table = self._table()
-        counts, bound = self.cut.balanced(self.schedule.num_stages), table.least(())[1]
+        counts, bound = table.least((), self._at_least)
         planned = 0
         while counts and bound < min(below, *self.tried.values(), inf) * (1 - ENOUGH_GAP):
             if any(key not in table.known for key in table.keys(counts)):
@@ -84,9 +79,9 @@ class BoundarySearch:
                 planned += 1
                 self._plan(counts, table)
             self.tried[counts] = self._step_ns(table.keys(counts))
-            if len(self.tried) == MOST_SIMULATED:
+            if len(self.tried) == MOST_TRIED:
                 break
-            counts, bound = table.least(self.tried)
+            counts, bound = table.least(self.tried, self._at_least)
         self.bound_ns = bound
         return self._best(table, below)
 
@@ -94,20 +89,18 @@ class BoundarySearch:
         counts = min(self.tried, key=lambda c: self.tried[c], default=())
         best = self.tried.get(counts, inf)
         if best >= below or best == inf:
-            if below == inf or best == inf:
+            if below == inf or (best == inf and self.tried):
                 raise self.too_large[0]
             return None
         again = tuple(self.again[key] for key in table.keys(counts))
-        plans = self.planned(counts, again)
-        if not plans.stages:
-            plans.make()
+        plans = self.planned(counts, again).make()
         share = min(s.plan.bound_ns / max(s.plan.objective_ns, 1) for s in plans.stages)
         self.bound_ns = min(self.bound_ns, best * min(share, 1.0))
         return Found(counts, again, plans)
 
     def _table(self) -> StageTable:
         """The table with each unit planned alone; equal ones once."""
-        schedule, contents = self.schedule, self.cut.contents
+        contents = self.cuts.cut.contents
         n = len(contents)
         one = self.planned((1,) * n, (0,) * n)
         first = {content: k for k, content in reversed(list(enumerate(contents)))}
@@ -115,86 +108,91 @@ class BoundarySearch:
         for k in {first[c] for c in contents} | {0, n - 1}:
             loose = one.loose(k)
             free = loose.relaxed.free
-            alone[k] = Bound(free.bound, _each_ns(part_ns_of(one.staged, loose)))
+            parts = part_ns_of(one.staged, loose)
+            alone[k] = self._bound(parts, free.bound, free.objective)
         bounds = [alone[k] if k in alone else alone[first[c]] for k, c in enumerate(contents)]
-        return StageTable(contents, self._flying(schedule), bounds)
+        return StageTable(contents, self._flying(), bounds)
 
-    def _flying(self, schedule: Schedule) -> list[int]:
+    def _flying(self) -> list[int]:
         """By stage, the microbatches whose residuals it holds at most."""
+        schedule = self.schedule
         held, chunks = in_flight(schedule), schedule.num_stages // schedule.num_groups
         return [-(-held[g].residuals // chunks) for g in schedule.placement]
 
     def _plan(self, counts: Counts, table: StageTable) -> None:
-        """Plans the stages, and enters them."""
-        again = self._recomputed(counts)
+        """Plans those stages that are not known, and enters them."""
+        again = self._recomputed(counts, table)
         plans, keys = self.planned(counts, again), table.keys(counts)
-        for s, key in enumerate(keys):
-            if key in table.known and table.known[key] is TOO_LARGE:
-                return
+        for s, (key, span) in enumerate(zip(keys, spans(counts), strict=True)):
+            if key in table.known and len(plans.groups) == len(counts):
+                continue
             try:
                 made = plans.add(s)
             except TooLargeError as error:
                 self.too_large.append(error)
-                table.known[key] = TOO_LARGE
+                table.known[key] = Bound(inf, (inf,) * len(self.schedule.parts))
                 return
             self.parts[key], self.again[key] = made.part_ns, again[s]
-            table.known[key] = Bound(made.plan.bound_ns, _each_ns(made.part_ns))
+            table.learn(s, *span, self._bound_of(made))
 
-    def _recomputed(self, counts: Counts) -> Counts:
+    def _recomputed(self, counts: Counts, table: StageTable) -> Counts:
         """Of each stage, how many units are recomputed: as many as let its fastest specs fit."""
-        none, limit = (0,) * len(counts), self.solver.memory_limit
+        limit, stages = self.solver.memory_limit, range(len(counts))
         if self.remat == "all":
             return counts
+        known = [self.again.get(key) for key in table.keys(counts)]
+        none = tuple(k or 0 for k in known)
         if self.remat == "none" or limit is None:
             return none
-        kept = self.planned(counts, none)
-        peaks = [kept.loose(s).relaxed.peak_bytes for s in range(len(counts))]
+        kept = self.planned(counts, (0,) * len(counts))
+        peaks = [kept.loose(s).relaxed.peak_bytes if known[s] is None else 0 for s in stages]
         if max(peaks) <= limit:
             return none
         every = self.planned(counts, counts)
-        found: list[int] = []
+        found = list(none)
         for s, (count, peak) in enumerate(zip(counts, peaks, strict=True)):
-            saved = peak - every.loose(s).relaxed.peak_bytes if peak > limit else 1
-            found.append(min(count, ceil(count * max(0, peak - limit) / saved)) if saved > 0 else 0)
+            if peak > limit:
+                saved = peak - every.loose(s).relaxed.peak_bytes
+                found[s] = min(count, ceil(count * (peak - limit) / saved)) if saved > 0 else 0
         return tuple(found)
 
     def planned(self, counts: Counts, recomputed: Counts) -> StagePlans:
         """The stages, to be planned."""
         if (counts, recomputed) not in self._plans:
-            schedule = self.schedule
-            staged = self.cut.into(
-                counts, split_backward=schedule.split_backward, recomputed=recomputed
-            )
-            alone = staged.num_stages != schedule.num_stages
-            names = {p.value: path for pieces, path in zip(staged.inputs, self.paths, strict=True)
-                     for p in pieces}  # fmt: skip
-            lent = frozenset(p.value for i in self.donated for p in staged.inputs[i])
+            s = self.schedule
+            cut = self.cuts.into(counts, recomputed, split_backward=s.split_backward)
+            alone = len(counts) != s.num_stages
             self._plans[counts, recomputed] = StagePlans(
-                staged, range(len(counts)) if alone else schedule.placement,
-                [1] * len(counts) if alone else self._flying(schedule),
-                self.solver, tied_values(staged, self.ties), names, lent,
+                cut, range(len(counts)) if alone else s.placement,
+                [1] * len(counts) if alone else self._flying(), self.solver,
             )  # fmt: skip
         return self._plans[counts, recomputed]
+
+    def _bound_of(self, made: StagePlan) -> Bound:
+        return self._bound(made.part_ns, made.plan.bound_ns, made.plan.objective_ns)
+
+    def _bound(self, parts: Parts, bound: float, objective: float) -> Bound:
+        share = min(1.0, bound / max(objective, 1))
+        each = (parts.get(part, 0) * share for part in self.schedule.parts)
+        return Bound(bound, tuple(each))
+
+    def _at_least(self, stages: Sequence[Bound]) -> float:
+        """No step of stages that take so long is shorter."""
+        s = self.schedule
+        if any(b.total_ns == inf for b in stages):
+            return inf
+        tasks = {(k, part): int(ns) for k, b in enumerate(stages)
+                 for part, ns in zip(s.parts, b.parts_ns, strict=True)}  # fmt: skip
+        once = [0.0] * s.num_groups
+        for k, b in enumerate(stages):
+            once[s.placement[k]] += max(0, b.total_ns - s.microbatches * b.each_ns)
+        return simulate(s, Times(tasks)).makespan_ns + max(once)
 
     def _step_ns(self, keys: Sequence[Hashable]) -> float:
         """The predicted time of a step; infinite if a stage does not fit."""
         if any(key not in self.parts for key in keys):
             return inf
         return step_ns(self.schedule, [self.parts[key] for key in keys])
-
-
-def _each_ns(part_ns: Parts) -> int:
-    return sum(ns for part, ns in part_ns.items() if part in PER_MICROBATCH)
-
-
-def tied_values(staged: Staged, ties: Mapping[int, int]) -> dict[int, int]:
-    """Result value -> argument value, for results and arguments that are taken apart alike."""
-    found: dict[int, int] = {}
-    for result, argument in ties.items():
-        new, old = staged.results[result], staged.inputs[argument]
-        if [(p.start, p.stop) for p in new] == [(p.start, p.stop) for p in old]:
-            found.update((a.value, b.value) for a, b in zip(new, old, strict=True))
-    return found
 
 
 def step_ns(schedule: Schedule, stages: Sequence[Parts]) -> int:

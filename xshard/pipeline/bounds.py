@@ -6,35 +6,52 @@ the stage runs in a step,
 
 $$\text{step} \ge \max_s \Big(\sum_{t<s} c_t + T_s\Big) = \max(T_0, c_0 + \max(T_1, c_1 + \dots)),$$
 
-which `StageTable.least` minimises over all boundaries, from the last stage to the first. What was
-not planned yet is bounded by its units' sums, each of which was planned alone, without a memory
-limit: specs that the units of a stage must agree on, and memory, only add to that. Stages of equal
-units have one entry.
+which a DP from the last stage to the first minimises over all boundaries. `StageTable.least` takes
+boundaries in the order of this bound, and those that come first by their simulated step, which no
+step with longer tasks ends before. Stages of equal units have one entry. One that was not planned
+is bounded by its units' sums, each of which was planned alone, without a memory limit: specs that
+the units of a stage must agree on, and memory, only add to that. What units share (masks) they have
+one by one in this sum, so it is scaled by the least ratio to it of what was planned.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from math import inf
 
 Counts = tuple[int, ...]
 """Units on each stage."""
+MOST_REFINED = 400
+"""Boundaries whose step is simulated to find the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Of a stage: at least `total_ns` in a step, of which `each_ns` for each microbatch."""
+    """What a stage takes at least.
+
+    Attributes:
+      total_ns: in a step.
+      parts_ns: of each part, for a microbatch.
+    """
 
     total_ns: float
-    each_ns: float
+    parts_ns: tuple[float, ...]
+
+    @property
+    def each_ns(self) -> float:
+        """For each microbatch."""
+        return sum(self.parts_ns)
 
     def __add__(self, other: Bound) -> Bound:
-        return Bound(self.total_ns + other.total_ns, self.each_ns + other.each_ns)
+        parts = zip(self.parts_ns, other.parts_ns, strict=True)
+        return Bound(self.total_ns + other.total_ns, tuple(a + b for a, b in parts))
 
-
-TOO_LARGE = Bound(inf, inf)
+    def scaled(self, by: float) -> Bound:
+        """The same, so many times as long."""
+        return Bound(self.total_ns * by, tuple(ns * by for ns in self.parts_ns))
 
 
 @dataclass(slots=True)
@@ -52,20 +69,19 @@ class StageTable:
     in_flight: Sequence[int]
     alone: Sequence[Bound]
     known: dict[Hashable, Bound] = field(default_factory=dict)
+    ratio: float = 1.0
     _ids: dict[Hashable, int] = field(default_factory=dict)
     _of: list[list[int]] = field(default_factory=list)
-    _sums: list[Bound] = field(default_factory=list)
+    _sums: dict[tuple[int, int], Bound] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        n = len(self.contents)
-        for i in range(n):
+        for i in range(len(self.contents)):
             row = [self._id("first" if i == 0 else "inner")]
-            for j in range(i, n):
+            for j in range(i, len(self.contents)):
                 row.append(self._id((row[-1], self.contents[j])))
+                before = self._sums.get((i, j))
+                self._sums[i, j + 1] = self.alone[j] if before is None else before + self.alone[j]
             self._of.append(row)
-        self._sums = [Bound(0, 0)]
-        for bound in self.alone:
-            self._sums.append(self._sums[-1] + bound)
 
     def _id(self, key: Hashable) -> int:
         return self._ids.setdefault(key, len(self._ids))
@@ -75,50 +91,87 @@ class StageTable:
         last = stop == len(self.contents)
         return self._of[start][stop - start], last, self.in_flight[stage]
 
+    def learn(self, stage: int, start: int, stop: int, bound: Bound) -> None:
+        """Enters a stage that was planned."""
+        self.known[self.key(stage, start, stop)] = bound
+        self.ratio = min(self.ratio, bound.total_ns / max(self._sums[start, stop].total_ns, 1))
+
     def bound(self, stage: int, start: int, stop: int) -> Bound:
         """Of units start:stop on a stage."""
         found = self.known.get(self.key(stage, start, stop))
-        if found is not None:
-            return found
-        a, b = self._sums[start], self._sums[stop]
-        return Bound(b.total_ns - a.total_ns, b.each_ns - a.each_ns)
+        return self._sums[start, stop].scaled(self.ratio) if found is None else found
+
+    def bounds(self, counts: Counts) -> list[Bound]:
+        """Of the stages that these boundaries give."""
+        return [self.bound(s, *ends) for s, ends in enumerate(spans(counts))]
 
     def keys(self, counts: Counts) -> list[Hashable]:
         """Of the stages that these boundaries give."""
-        return [self.key(s, sum(counts[:s]), sum(counts[: s + 1])) for s in range(len(counts))]
+        return [self.key(s, *ends) for s, ends in enumerate(spans(counts))]
 
-    def least(self, apart_from: Collection[Counts]) -> tuple[Counts, float]:
-        """The boundaries of the least bound, of all but some; () and infinity if there are none."""
-        n, stages = len(self.contents), len(self.in_flight)
-        rest = self._rest()
-        heap: list[tuple[float, Counts, float, float]] = [(rest[0][0], (), 0.0, 0.0)]
-        while heap:
-            bound, counts, before, most = heapq.heappop(heap)
-            if bound == inf:
-                break
-            s, start = len(counts), sum(counts)
-            if s == stages:
-                if counts not in apart_from:
-                    return counts, bound
-                continue
-            for stop in range(start + 1, n + 1):
-                b = self.bound(s, start, stop)
-                longest = max(most, before + b.total_ns)
-                after = before + b.each_ns
-                least = max(longest, after + rest[s + 1][stop])
-                if least < inf:
-                    heapq.heappush(heap, (least, (*counts, stop - start), after, longest))
-        return (), inf
+    def least(
+        self, apart_from: Collection[Counts], step_ns: Callable[[Sequence[Bound]], float]
+    ) -> tuple[Counts, float]:
+        """The boundaries of the least bound, of all but some; () and infinity if there are none.
 
-    def _rest(self) -> list[list[float]]:
-        """By stage and its first unit, the least time from its beginning to the end of the step."""
-        n, stages = len(self.contents), len(self.in_flight)
-        rest = [[inf] * (n + 1) for _ in range(stages + 1)]
-        rest[stages][n] = -inf
-        for s in reversed(range(stages)):
-            for start in range(s, n - (stages - s) + 1):
-                for stop in range(start + 1, n - (stages - s - 1) + 1):
-                    b = self.bound(s, start, stop)
-                    least = max(b.total_ns, b.each_ns + rest[s + 1][stop])
-                    rest[s][start] = min(rest[s][start], least)
-        return rest
+        Args:
+          step_ns: the simulated time of a step with stages that take so long.
+        """
+        seen: list[tuple[float, Counts]] = []
+        for bound, counts in _in_order(self):
+            if seen and (seen[0][0] <= bound or len(seen) == MOST_REFINED):
+                return seen[0][1], min(seen[0][0], bound)
+            if counts not in apart_from:
+                refined = max(bound, step_ns(self.bounds(counts)))
+                heapq.heappush(seen, (refined, counts))
+        return (seen[0][1], seen[0][0]) if seen else ((), inf)
+
+
+def spans(counts: Counts) -> list[tuple[int, int]]:
+    """The first unit of each stage, and that behind its last."""
+    ends = [sum(counts[: s + 1]) for s in range(len(counts))]
+    return [(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+
+def _in_order(table: StageTable) -> Iterator[tuple[float, Counts]]:
+    """All boundaries, those of the least bound first: A*, whose estimate of the rest is exact."""
+    n, stages = len(table.contents), len(table.in_flight)
+    stage = _totals(table)
+    rest = _rest(stage, n, stages)
+    heap: list[tuple[float, Counts, float, float]] = [(rest[0][0], (), 0.0, 0.0)]
+    while heap and heap[0][0] < inf:
+        bound, counts, before, most = heapq.heappop(heap)
+        s, start = len(counts), sum(counts)
+        if s == stages:
+            yield bound, counts
+            continue
+        for stop in range(start + 1, n + 1):
+            total, each = stage(s, start, stop)
+            longest, after = max(most, before + total), before + each
+            least = max(longest, after + rest[s + 1][stop])
+            if least < inf:
+                heapq.heappush(heap, (least, (*counts, stop - start), after, longest))
+
+
+def _totals(table: StageTable) -> Callable[[int, int, int], tuple[float, float]]:
+    @cache
+    def of(stage: int, start: int, stop: int) -> tuple[float, float]:
+        bound = table.bound(stage, start, stop)
+        return bound.total_ns, bound.each_ns
+
+    return of
+
+
+def _rest(
+    stage: Callable[[int, int, int], tuple[float, float]], n: int, stages: int
+) -> list[list[float]]:
+    """By stage and its first unit, the least time from its beginning to the end of the step."""
+    rest = [[inf] * (n + 1) for _ in range(stages + 1)]
+    rest[stages][n] = -inf
+    for s in reversed(range(stages)):
+        for start in range(s, n - (stages - s) + 1):
+            for stop in range(start + 1, n - (stages - s - 1) + 1):
+                total, each = stage(s, start, stop)
+                least = max(total, each + rest[s + 1][stop])
+                rest[s][start] = min(rest[s][start], least)
+    return rest

@@ -16,6 +16,7 @@ from xshard.microbatch.split import Divided, divided, found_axes, stated_axes
 from xshard.microbatching import numbers
 from xshard.mpmd.plan import PipelinePlan, PipelineTrial
 from xshard.pipeline.boundaries import BoundarySearch
+from xshard.pipeline.cuts import Cuts
 from xshard.pipeline.solver import StagePlans, StageSolver, TooLargeError
 from xshard.place import mesh_shapes
 from xshard.planning import limited
@@ -74,7 +75,7 @@ class PipelineSearch:
     bound_ns: float = inf
     too_large: list[TooLargeError] = field(default_factory=list)
     _divided: Divided | None = None
-    _cuts: dict[int, Cuttable] = field(default_factory=dict)
+    _cuts: dict[int, Cuts] = field(default_factory=dict)
     _solvers: dict[tuple[MeshShape, Cluster, int | None], StageSolver] = field(default_factory=dict)
 
     def best(self, groups: Sequence[int]) -> Best:
@@ -117,13 +118,16 @@ class PipelineSearch:
 
     def _skips(self, number: int, microbatches: int, among_others: bool) -> bool:
         """Whether there are too few layers for so many groups, which matters to no other number."""
-        return among_others and number > len(self._cut(microbatches, number).units)
+        return among_others and number > len(self._cut(microbatches, number).cut.units)
 
-    def _cut(self, microbatches: int, least: int) -> Cuttable:
+    def _cut(self, microbatches: int, least: int) -> Cuts:
         found = self._cuts.get(microbatches)
-        if found is None or len(found.units) < least:
+        if found is None or len(found.cut.units) < least:
             looped = self._step().looped(microbatches)
-            found = self._cuts[microbatches] = cuttable(looped.closed_jaxpr, microbatches, least)
+            cut = cuttable(looped.closed_jaxpr, microbatches, least)
+            traced = self.traced
+            found = Cuts(cut, tied_places(traced), self.donated, traced.in_paths)
+            self._cuts[microbatches] = found
         return found
 
     def _step(self) -> Divided:
@@ -133,11 +137,11 @@ class PipelineSearch:
 
     def _try(self, groups: int, microbatches: int) -> float:
         """The best time with so many groups and microbatches, infinite if it is no better."""
-        cut, least = self._cut(microbatches, groups), inf
-        for name, chunks in self._schedules(cut, groups):
+        cuts, least = self._cut(microbatches, groups), inf
+        for name, chunks in self._schedules(cuts.cut, groups):
             schedule = build(name, groups, microbatches, chunks)
             for shape, cluster in self.devices(groups):
-                least = min(least, self._one(cut, schedule, chunks, shape, cluster))
+                least = min(least, self._one(cuts, schedule, chunks, shape, cluster))
         return least
 
     def _schedules(self, cut: Cuttable, groups: int) -> list[tuple[str, int]]:
@@ -151,16 +155,13 @@ class PipelineSearch:
                 for name in AUTO if fits or name != "interleaved"]  # fmt: skip
 
     def _one(
-        self, cut: Cuttable, schedule: Schedule, chunks: int, shape: MeshShape, cluster: Cluster
+        self, cuts: Cuts, schedule: Schedule, chunks: int, shape: MeshShape, cluster: Cluster
     ) -> float:
         limit = self.memory_limit and self.memory_limit // chunks
         solver = self._solvers.setdefault(
             (shape, cluster, limit), StageSolver(shape, cluster, limit, self.time_limit_s)
         )
-        search = BoundarySearch(
-            cut, schedule, solver, tied_places(self.traced), self.donated, self.traced.in_paths,
-            self.remat,
-        )  # fmt: skip
+        search = BoundarySearch(cuts, schedule, solver, self.remat)
         below = inf if self.found is None else self.found.plan.objective_ns
         trial = PipelineTrial(schedule.name, schedule.num_stages, schedule.microbatches, shape)
         try:

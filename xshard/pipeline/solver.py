@@ -18,17 +18,17 @@ from jax.sharding import Mesh, PartitionSpec
 from xshard._jax import auto_mesh
 from xshard.cost.cluster import Cluster
 from xshard.cost.measured import Measured
-from xshard.cost.measured_prices import prices_of
 from xshard.errors import InfeasibleError
 from xshard.ir.graph import Address
+from xshard.pipeline.cuts import CutStep
 from xshard.plan.plan import Plan
 from xshard.planning import Relaxed, Unfit, described, fastest, fitting, relaxed
-from xshard.prepare import Modelled, Prepared, Request, model, prepare
+from xshard.prepare import Modelled, Prepared, Request, model
 from xshard.run.annotate import Constraints, annotate
 from xshard.run.constraints import constraints_of, partition_spec
 from xshard.solve.problem import Solution
 from xshard.spec import MeshShape, Spec
-from xshard.stages.graph import StageGraph, stage_graph
+from xshard.stages.graph import StageGraph
 from xshard.stages.staged import PER_MICROBATCH, Staged
 
 
@@ -104,7 +104,7 @@ class StageSolver:
     free: dict[str, tuple[Modelled, Solution]] = field(default_factory=dict)
     known: dict[tuple[str, int], Plan | TooLargeError] = field(default_factory=dict)
 
-    def loose(self, graph: StageGraph, in_flight: int, pins: Mapping[int, Spec]) -> Loose:
+    def loose(self, cut: CutStep, stage: int, in_flight: int, pins: Mapping[int, Spec]) -> Loose:
         """A stage without a memory limit.
 
         Args:
@@ -113,6 +113,7 @@ class StageSolver:
         Raises:
           InfeasibleError: the pins contradict each other.
         """
+        graph = cut.graph(stage)
         ids = graph.ids
         request = Request(
             graph.traced, self.mesh, self.cluster,
@@ -120,7 +121,7 @@ class StageSolver:
             ties=graph.ties, donated=graph.donated, memory_limit=self.memory_limit,
             time_limit_s=self.time_limit_s, measured=self.measured,
         )  # fmt: skip
-        prepared = _in_memory(prepare(request), graph)
+        prepared = cut.prepared(stage, request)
         name = prepared.fingerprint
         if name not in self.free:
             modelled = model(prepared)
@@ -154,17 +155,6 @@ class StageSolver:
     def _solved(self, loose: Loose, below: int | None) -> Plan | TooLargeError:
         answer = fitting([loose.relaxed], below)
         return TooLargeError(answer.nearest) if isinstance(answer, Unfit) else described(*answer)
-
-
-def _in_memory(prepared: Prepared, graph: StageGraph) -> Prepared:
-    """What goes from one program to another has a buffer, though one program would not keep it."""
-    stored, buffer = list(prepared.storage.stored), prepared.storage.buffer
-    for v in (*graph.crossing, *graph.held):
-        stored[buffer[v]] = True
-    storage = replace(prepared.storage, stored=tuple(stored))
-    r = prepared.request
-    prices = prices_of(r.traced.graph, storage, r.cluster, r.mesh, r.measured)
-    return replace(prepared, storage=storage, prices=prices)
 
 
 def with_in_flight(modelled: Modelled, held: frozenset[int], in_flight: int) -> Modelled:
@@ -216,21 +206,32 @@ class StagePlans:
     Attributes:
       placement: by stage, its group of devices.
       in_flight: by stage, the microbatches whose residuals it holds at most.
-      ties: result value -> the argument value whose next value it is.
-      names: of argument values.
-      donated: argument values whose memory the step may reuse.
       specs: (value, group) -> spec.
+      made: by stage, those that are planned.
     """
 
-    staged: Staged
+    cut: CutStep
     placement: Sequence[int]
     in_flight: Sequence[int]
     solver: StageSolver
-    ties: Mapping[int, int]
-    names: Mapping[int, str] = field(default_factory=dict)
-    donated: frozenset[int] = frozenset()
     specs: dict[tuple[int, int], Spec] = field(default_factory=dict)
-    stages: list[StagePlan] = field(default_factory=list)
+    made: dict[int, StagePlan] = field(default_factory=dict)
+    _loose: dict[int, tuple[dict[int, Spec], Loose]] = field(default_factory=dict)
+
+    @property
+    def staged(self) -> Staged:
+        """The step."""
+        return self.cut.staged
+
+    @property
+    def stages(self) -> list[StagePlan]:
+        """All stages' plans, in order."""
+        return [self.made[s] for s in range(self.staged.num_stages)]
+
+    @property
+    def groups(self) -> set[int]:
+        """Groups of devices with stages on them."""
+        return set(self.placement)
 
     def make(self) -> StagePlans:
         """Plans everything; a value that two stages of a group read has one spec there.
@@ -238,32 +239,34 @@ class StagePlans:
         Raises:
           TooLargeError: a stage does not fit the memory limit.
         """
-        for stage in range(len(self.stages), self.staged.num_stages):
+        for stage in range(self.staged.num_stages):
             self.add(stage)
         return self
 
     def add(self, stage: int) -> StagePlan:
-        """Plans the next stage; one that is planned stays as it is.
+        """Plans a stage; one that is planned stays as it is.
 
         Raises:
           TooLargeError: it does not fit the memory limit.
         """
-        if stage < len(self.stages):
-            return self.stages[stage]
-        made = self.solver.plan(self.staged, self.loose(stage))
-        self._add(stage, made)
-        return made
+        if stage not in self.made:
+            self._add(stage, self.solver.plan(self.staged, self.loose(stage)))
+        return self.made[stage]
 
     def loose(self, stage: int) -> Loose:
         """A stage without a memory limit, and with the specs of those that are planned."""
         group = self.placement[stage]
-        graph = stage_graph(self.staged, stage, self.names, self.ties, self.donated)
-        pins = {v: s for (v, g), s in self.specs.items() if g == group}
-        return self.solver.loose(graph, self.in_flight[stage], pins)
+        ids = self.cut.graph(stage).ids
+        pins = {v: s for (v, g), s in self.specs.items() if g == group and v in ids}
+        known = self._loose.get(stage)
+        if known is None or known[0] != pins:
+            known = pins, self.solver.loose(self.cut, stage, self.in_flight[stage], pins)
+            self._loose[stage] = known
+        return known[1]
 
     def _add(self, stage: int, made: StagePlan) -> None:
         group = self.placement[stage]
-        self.stages.append(made)
+        self.made[stage] = made
         for v in made.graph.ids:
             spec = made.spec(v)
             if spec is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -71,6 +72,7 @@ class _Writer:
         places = [i for i, p in enumerate(staged.programs) if p.stage == stage]
         self.places = places
         self.programs = [staged.programs[i] for i in places]
+        self.makers = staged.makers
 
     def write(
         self, names: Mapping[int, str], ties: Mapping[int, int], donated: frozenset[int]
@@ -150,12 +152,7 @@ class _Writer:
         """Two equations: the addition for each microbatch, and what is there in the end."""
         aval = self.staged.avals[total.total]
         share = self.variables[total.share]
-
-        def add(so_far: Any, share: Any) -> Any:
-            wide = jax.lax.convert_element_type(share, aval.dtype)
-            return jax.lax.optimization_barrier(jax.lax.add(so_far, wide))
-
-        jaxpr = opened(jax.make_jaxpr(add)(struct(aval), struct(share.aval)))
+        jaxpr = _addition(struct(aval), struct(share.aval))
         self.sums[total.total] = Var(aval)
         env: dict[Any, Var] = dict(zip(jaxpr.invars, (self.sums[total.total], share), strict=True))
         for eqn in jaxpr.eqns:
@@ -198,8 +195,19 @@ class _Writer:
         return frozenset(ids[v] for p in self.programs for v in p.makes if v in ids)
 
     def _label(self, v: int) -> str:
-        maker = self.staged.makers.get(v)
+        maker = self.makers.get(v)
         return "a constant" if maker is None else f"from {maker.name}"
+
+
+@lru_cache(maxsize=256)
+def _addition(total: jax.ShapeDtypeStruct, share: jax.ShapeDtypeStruct) -> Any:
+    """The jaxpr that adds a share to its total."""
+
+    def add(so_far: Any, share: Any) -> Any:
+        wide = jax.lax.convert_element_type(share, total.dtype)
+        return jax.lax.optimization_barrier(jax.lax.add(so_far, wide))
+
+    return opened(jax.make_jaxpr(add)(total, share))
 
 
 def _repeated(graph: Graph, spans: list[tuple[int, int]], times: int) -> Graph:

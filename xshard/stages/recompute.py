@@ -53,7 +53,7 @@ def recompute(
       units: the values that the forward nodes of a unit make.
       free: values that are made wherever they are read.
     """
-    found = _Finder(flat, stages, free).find(units)
+    found = _Finder(flat, stages, free).find(units) if units else []
     return _rewritten(flat, stages, found) if found else (flat, stages)
 
 
