@@ -68,6 +68,12 @@ def mean(p: Any, b: Any) -> Any:
     return errors(p, b).mean(), None
 
 
+def joined(p: Any, b: Any) -> Any:
+    """Weights side by side in one product: shares of their gradient are split again."""
+    both = jnp.concatenate([p["up"], 2 * p["up"][:, :4]], 1)
+    return ((b["x"] @ both).reshape(BATCH, 2, 10).mean(1) ** 2).mean(), None
+
+
 def weighted(p: Any, b: Any) -> Any:
     """A ratio of two sums: its gradient needs the sum of the weights."""
     e = errors(p, b)

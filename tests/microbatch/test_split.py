@@ -20,7 +20,7 @@ from xshard.run.annotate import Constraints, annotate
 
 FINE = (
     programs.mean, programs.weighted, programs.with_aux, programs.classified, programs.dropped,
-    programs.normalised, programs.scanned, programs.tied,
+    programs.normalised, programs.scanned, programs.tied, programs.joined,
 )  # fmt: skip
 
 
@@ -142,6 +142,22 @@ def test_batch_need_not_lead() -> None:
     found = divided(traced, stated_axes(traced, (None, 1)))
     assert found.batch == 8
     assert_close(results(found, 4, args), results(found, 1, args), factor=4.0)
+
+
+def test_frozen_weights_beside_trained_ones_are_no_batch() -> None:
+    """Whatever their leading dimension is, and if most arrays have it."""
+
+    def step(state: Any, x: Any) -> Any:
+        def loss_of(trained: Any) -> Any:
+            return sum(((x @ (w + trained)) ** 2).mean() for w in state["frozen"])
+
+        loss, grad = jax.value_and_grad(loss_of)(state["trained"])
+        return {**state, "trained": state["trained"] - grad}, loss
+
+    frozen = [np.full((3, 3), i, np.float32) for i in range(4)]
+    args = ({"frozen": frozen, "trained": np.ones((3, 3), np.float32)}, np.ones((8, 3), np.float32))
+    traced = trace(step, args)
+    assert found_axes(traced, frozenset({4})) == [None] * 5 + [0]
 
 
 @pytest.mark.parametrize("shape", [(8, 3), (3, 8), (2, 8, 5), (8,)])

@@ -18,18 +18,19 @@ from xshard.microbatch.status import FULL, Const, Partial, Status, may_be, versi
 
 _SAME = frozenset(
     "neg transpose reshape squeeze expand_dims copy copy_p rev reduce_sum real imag "
-    "broadcast_in_dim slice cumsum sharding_constraint reshard device_put layout_constraint".split()
+    "broadcast_in_dim slice split unstack tile cumsum fft conj "
+    "sharding_constraint reshard device_put layout_constraint".split()
 )
 """Linear in their only operand."""
-_SUMS = frozenset({"add", "add_any", "sub", "concatenate"})
+_SUMS = frozenset({"add", "add_any", "sub", "concatenate", "stack", "complex"})
 """Linear in all operands together: no operand may be a constant but zero."""
 _FIRST = frozenset({"div", "dynamic_slice"})
 """Linear in the first operand for given others."""
 _EITHER = frozenset({"mul", "dot_general", "conv_general_dilated"})
 """Linear in each operand for a given other one."""
 _MOVES = frozenset(
-    "transpose reshape squeeze expand_dims copy copy_p rev broadcast_in_dim slice "
-    "dynamic_slice sharding_constraint reshard device_put layout_constraint".split()
+    "transpose reshape squeeze expand_dims copy copy_p rev broadcast_in_dim slice split unstack "
+    "tile dynamic_slice sharding_constraint reshard device_put layout_constraint".split()
 )
 """Move elements only, so that they let any kind of share pass."""
 

@@ -93,12 +93,14 @@ def divided(traced: Traced, axes: Sequence[int | None]) -> Divided:
 def found_axes(traced: Traced, held: frozenset[int]) -> list[int | None]:
     """Which arguments have the batch as their leading dimension, by what they look like.
 
-    Those that the step does not keep (neither donated nor handed on as its state) and that share
-    their leading dimension's size with most others. A wrong guess makes no wrong results.
+    Those that the step does not keep (neither donated nor handed on as its state, nor beside such
+    arrays in one argument) and that share their leading dimension's size with most others. A wrong
+    guess makes no wrong results.
 
     Args:
       held: positions of the flattened arguments that are the state.
     """
+    held = _with_their_arguments(traced, held)
     sizes = {
         i: aval.shape[0]
         for i, aval in enumerate(traced.in_avals)
@@ -109,6 +111,19 @@ def found_axes(traced: Traced, held: frozenset[int]) -> list[int | None]:
         return [None] * len(traced.in_avals)
     most = max(Counter(sizes.values()).items(), key=lambda item: (item[1], item[0]))[0]
     return [0 if sizes.get(i) == most else None for i in range(len(traced.in_avals))]
+
+
+def _with_their_arguments(traced: Traced, held: frozenset[int]) -> frozenset[int]:
+    """All that stands in an argument with a held array: frozen weights beside trained ones.
+
+    Where that is everything, as of a function of one argument, only what is held.
+    """
+    found, at = set[int](), 0
+    for tree in traced.in_tree.children():
+        places = range(at, at := at + tree.num_leaves)
+        if not held.isdisjoint(places):
+            found.update(places)
+    return frozenset(found) if len(found) < at else held
 
 
 def stated_axes(traced: Traced, batch_axes: Any) -> list[int | None]:
