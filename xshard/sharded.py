@@ -15,7 +15,7 @@ from xshard.compare.check import Check, check_step
 from xshard.errors import PlanError, TraceError
 from xshard.ir.trace import trace
 from xshard.plan.plan import Plan
-from xshard.run.call import Arguments, Call, how_many, name_of
+from xshard.run.call import Arguments, Call, each_leaf, how_many, name_of
 from xshard.run.split import SplitArray
 from xshard.run.step import Runnable, StaleError
 from xshard.run.watch import watch
@@ -83,10 +83,13 @@ class ShardedStep:
         call = self._arguments.call(args, kwargs)
         current = self._runnable(call)
         lowered = current.lower(call)
-        if not kwargs and not current.lead:
+        if not kwargs and not current.lead and current.takes_row:
             return lowered
-        row = functools.partial(self._arguments.again, call)
-        return _AsCalled(lowered, lambda *given: (*current.lead, *row(*given)))  # type: ignore[return-value]
+
+        def row(*given: Any) -> tuple[Any, ...]:
+            return *current.lead, *current.taken(self._arguments.again(call, *given), static=())
+
+        return _AsCalled(lowered, row, current.returned)  # type: ignore[return-value]
 
     def init(self, init_fn: Callable[..., Any], *args: Any) -> Any:
         """The state that `init_fn` makes, created in its planned sharding, never on one device.
@@ -104,7 +107,12 @@ class ShardedStep:
         return self._created(init_fn, mine)
 
     def _created(self, init_fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        return jax.jit(init_fn, out_shardings=self.in_shardings[0])(*args)
+        shardings = self.in_shardings[0]
+        tree = self._planned().traced.in_tree.children()[0]
+        if jax.tree.structure(shardings) == tree:
+            return jax.jit(init_fn, out_shardings=shardings)(*args)
+        leaves = jax.jit(lambda *a: jax.tree.leaves(init_fn(*a)), out_shardings=shardings)(*args)
+        return jax.tree.unflatten(tree, leaves)
 
     def portable(self, state: Any) -> Any:
         """The state as arrays over all devices, which any checkpoint and any jit takes.
@@ -118,7 +126,7 @@ class ShardedStep:
                 return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
             return x
 
-        return jax.tree.map(portable, state, self.in_shardings[0])
+        return each_leaf(portable, state, self.in_shardings[0])
 
     def audit(self, *args: Any, **kwargs: Any) -> Audit:
         """Compares the plan's collectives with those that XLA compiled.
@@ -177,7 +185,7 @@ class ShardedStep:
 
     def _placed(self, current: Runnable, call: Call) -> tuple[Any, ...]:
         """The row, with arrays that lie elsewhere moved."""
-        return call.map(functools.partial(jax.tree.map, _put), current.in_shardings)
+        return call.map(functools.partial(each_leaf, _put), current.in_shardings)
 
     def _rest(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         wanted = how_many(self._fun, len(args) + 1) - 1
@@ -195,19 +203,22 @@ class _AsCalled:
     Keywords and captured constants are put where the jitted row has them.
     """
 
-    def __init__(self, inner: Any, row: Callable[..., tuple[Any, ...]]) -> None:
+    def __init__(
+        self, inner: Any, row: Callable[..., tuple[Any, ...]], returned: Callable[[Any], Any]
+    ) -> None:
         self._inner = inner
         self._row = row
+        self._returned = returned
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._inner(*self._row(args, kwargs))
+        return self._returned(self._inner(*self._row(args, kwargs)))
 
     def compile(self, *args: Any, **kwargs: Any) -> _AsCalled:
         """As of `jax.stages.Lowered`."""
-        return _AsCalled(self._inner.compile(*args, **kwargs), self._row)
+        return _AsCalled(self._inner.compile(*args, **kwargs), self._row, self._returned)
 
 
 def _all_same(a: Any, b: Any) -> bool:

@@ -48,6 +48,18 @@ class State:
     tag: str = field(default="a", metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
+@dataclass
+class Arrays:
+    """A pytree that holds nothing but arrays, as some libraries' states do."""
+
+    scale: Any
+
+    def __post_init__(self) -> None:
+        if type(self.scale) is not object:  # what JAX itself may put there
+            self.scale = jnp.asarray(self.scale)
+
+
 class Layer:
     """A callable object with attributes of its own, some with the names of ours."""
 
@@ -200,6 +212,28 @@ def test_donated_but_unused(mesh: Meshes) -> None:
     step = sharded(lambda state, x: x + 1, mesh, donate_argnums=0)
     for _ in range(3):
         assert_close(step(jnp.asarray(X), X), jnp.asarray(X + 1))
+
+
+def test_a_state_whose_class_holds_arrays_only(mesh: Meshes) -> None:
+    def step(rate: float, state: Any, x: Any) -> Any:
+        return {"a": Arrays(state["a"].scale * rate), "w": state["w"] + x}, x.sum()
+
+    def start() -> Any:
+        return {"a": Arrays(X[0]), "w": X}
+
+    run = sharded(step, mesh, static_argnums=0, donate_argnums=1)
+    state = expected = start()
+    for _ in range(2):
+        state, _ = run(0.5, state, X)
+        expected, _ = step(0.5, expected, X)
+    assert_close(state, expected)
+    compiled = run.lower(0.5, start(), X).compile()
+    rows = jax.device_put(X, run.in_shardings[1])
+    assert_close(compiled(state, rows), step(0.5, expected, X))
+    assert jax.tree.leaves(run.in_shardings[0]) == run.in_shardings[0]
+    assert run.check(0.5, start(), X)
+    with pytest.raises(AttributeError, match="'list' object has no attribute 'scale'"):
+        run(0.5, {"a": [X[0]], "w": X}, X)
 
 
 def test_it_may_be_transformed(mesh: Meshes) -> None:

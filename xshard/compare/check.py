@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from xshard.ir.trace import Traced
 from xshard.plan.page.tables import to_html
 from xshard.plan.table import Part, Table, to_rich, to_text
 from xshard.run.annotate import AS_TRACED, Constraints, Numbers, annotate
-from xshard.run.call import Call
+from xshard.run.call import Call, each_leaf
 from xshard.run.step import Runnable
 from xshard.run.widen import WIDE, holds_narrow, widened
 
@@ -169,7 +170,7 @@ def _sharded(current: Runnable, call: Call) -> list[Any]:
         mine = jax.numpy.copy(x) if isinstance(x, jax.Array) else x  # device_put may share memory
         return jax.device_put(mine, sharding)
 
-    row = call.map(lambda arg, where: jax.tree.map(copied, arg, where), current.in_shardings)
+    row = call.map(functools.partial(each_leaf, copied), current.in_shardings)
     return jax.tree.leaves(current(*row))
 
 

@@ -83,13 +83,15 @@ def trace(
     leaves, in_tree = jax.tree.flatten(tuple(dynamic.values()))
     paths = [name + path for name, arg in dynamic.items() for path in _paths(arg)]
     avals = tuple(_aval(leaf, path) for leaf, path in zip(leaves, paths, strict=True))
-    flat = _flat(fun, static, in_tree, paths)
-    jaxpr, out = _make_jaxpr(flat, leaves, avals, _kind_name(fun))
+    returned = list[Any]()
+    flat = _flat(fun, static, in_tree, paths, returned)
+    jaxpr = _make_jaxpr(flat, leaves, avals, _kind_name(fun))
     jaxpr = without_dead_code(expanded(lowered(jaxpr)))
     graph, consts = build_graph(jaxpr, paths)
+    out_paths, out_tree = returned[-1]
     return Traced(
-        jaxpr, graph, in_tree, jax.tree.structure(out), avals,
-        tuple(jaxpr.out_avals), tuple(paths), tuple(_paths(out)), consts,
+        jaxpr, graph, in_tree, out_tree, avals,
+        tuple(jaxpr.out_avals), tuple(paths), tuple(out_paths), consts,
     )  # fmt: skip
 
 
@@ -139,15 +141,24 @@ def _aval(leaf: Any, path: str) -> Any:
 
 
 def _flat(
-    fun: Callable[..., Any], static: dict[int, Any], in_tree: Any, paths: Sequence[str]
+    fun: Callable[..., Any],
+    static: dict[int, Any],
+    in_tree: Any,
+    paths: Sequence[str],
+    returned: list[Any],
 ) -> Callable[..., Any]:
-    """`fun` as a function of its leaves, which JAX's messages call by their paths."""
+    """`fun` as a function of its leaves, which JAX's messages call by their paths.
+
+    Each trace adds to `returned` the paths and the structure of the result.
+    """
 
     def flat_fun(*leaves: Any) -> Any:
         args = list(jax.tree.unflatten(in_tree, leaves))
         for n in sorted(static):
             args.insert(n, static[n])
-        return fun(*args)
+        out = fun(*args)
+        returned.append((_paths(out), jax.tree.structure(out)))
+        return out
 
     named: Any = flat_fun
     named.__wrapped__ = fun
@@ -168,9 +179,9 @@ class _Path(str):
 
 def _make_jaxpr(
     fun: Callable[..., Any], leaves: list[Any], avals: tuple[Any, ...], name: str
-) -> tuple[ClosedJaxpr, Any]:
+) -> ClosedJaxpr:
     """Traces with shardings forgotten; a function that needs its Explicit axes gets them."""
-    make = jax.make_jaxpr(fun, return_shape=True)
+    make = jax.make_jaxpr(fun)
     try:
         try:
             return make(*avals)

@@ -73,6 +73,27 @@ class Call:
         return tree, self.names, tuple(map(kind, leaves)), static
 
 
+def each_leaf(f: Callable[..., Any], arg: Any, others: Any) -> Any:
+    """An argument with `f` applied to each leaf and that of `others` at its place.
+
+    `others` has as many leaves, in whatever tree: some classes hold nothing but arrays.
+    """
+    leaves, tree = jax.tree.flatten(arg)
+    return tree.unflatten(map(f, leaves, jax.tree.leaves(others)))
+
+
+def as_tree(tree: Any, leaves: Sequence[Any]) -> Any:
+    """The leaves as the pytree, or as a list where a class in it does not hold them as they are."""
+    try:
+        made = jax.tree.unflatten(tree, leaves)
+    except Exception:  # whatever that class raises for what is no array
+        return list(leaves)
+    same = jax.tree.structure(made) == tree and all(
+        a is b for a, b in zip(jax.tree.leaves(made), leaves, strict=True)
+    )
+    return made if same else list(leaves)
+
+
 def kind(leaf: Any) -> Hashable:
     """(shape, dtype, whether weak) of a leaf, as JAX sees it; its type if it is no array."""
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | SplitArray):

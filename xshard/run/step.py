@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from xshard._jax import auto_mesh, evaluate, has_own_derivatives, needs_devices,
 from xshard.ir.trace import Traced
 from xshard.plan.plan import Plan
 from xshard.run.annotate import Constraints, annotate
-from xshard.run.call import Call
+from xshard.run.call import Call, as_tree
 from xshard.run.constraints import partition_spec
 
 LARGE_CONST_BYTES = 1 << 16
@@ -32,9 +32,13 @@ class Runnable:
     Attributes:
       constraints: of the plan, in the traced program.
       jitted: takes `lead`, then the row.
-      in_shardings: pytree of NamedShardings as the (non-static) arguments.
-      out_shardings: as the result.
+      in_shardings: pytree of NamedShardings as the (non-static) arguments; of an argument of a
+        class that holds nothing but arrays, a list of its leaves', which `jitted` takes instead.
+      out_shardings: as the result, or a list.
       lead: () or the large constants, where the plan wants them.
+      flat: each argument that is such a list, by its place among those not static, and its tree.
+      static: places in the row that are compile-time constants.
+      takes_row: `jitted` takes and returns what the function does, nothing as a list.
     """
 
     plan: Plan
@@ -44,14 +48,42 @@ class Runnable:
     in_shardings: Any
     out_shardings: Any
     lead: tuple[Any, ...]
+    flat: dict[int, Any]
+    static: frozenset[int]
+    takes_row: bool
 
     def __call__(self, *row: Any) -> Any:
         """Runs the step."""
-        return self.jitted(*self.lead, *row)
+        if self.takes_row:
+            return self.jitted(*self.lead, *row)
+        return self.returned(self.jitted(*self.lead, *self.taken(row)))
 
     def lower(self, call: Call) -> jax.stages.Lowered:
         """The lowered program, for the shapes of a call's arguments wherever they lie."""
-        return self.jitted.lower(*self.lead, *call.map(_abstract))  # type: ignore[attr-defined]
+        row = self.taken(call.row)
+        given = [x if i in self.static else _abstract(x) for i, x in enumerate(row)]
+        return self.jitted.lower(*self.lead, *given)  # type: ignore[attr-defined]
+
+    def taken(self, row: Sequence[Any], static: Container[int] | None = None) -> list[Any]:
+        """A row, whose static arguments stand at these places, as `jitted` takes it.
+
+        Raises:
+          StaleError: an argument has another structure than was planned for.
+        """
+        constant = self.static if static is None else static
+        row, dynamic = list(row), [i for i in range(len(row)) if i not in constant]
+        for k, tree in self.flat.items():
+            leaves, found = jax.tree.flatten(row[dynamic[k]])
+            if found != tree:
+                raise StaleError
+            row[dynamic[k]] = leaves
+        return row
+
+    def returned(self, result: Any) -> Any:
+        """What `jitted` returns as the function returns it."""
+        tree = self.traced.out_tree
+        whole = jax.tree.structure(self.out_shardings) == tree
+        return result if whole else jax.tree.unflatten(tree, result)
 
 
 def runnable(
@@ -79,10 +111,13 @@ def runnable(
     """
     mesh = auto_mesh(mesh) if needs_devices(traced.closed_jaxpr) else mesh
     large, small, place = _split_consts(traced, mesh, const_specs, abstract)
-    in_shardings = jax.tree.unflatten(
-        traced.in_tree, [NamedSharding(mesh, partition_spec(a.spec, mesh)) for a in plan.arguments]
-    )
+    trees = traced.in_tree.children()
+    leaves = iter([NamedSharding(mesh, partition_spec(a.spec, mesh)) for a in plan.arguments])
+    in_shardings = tuple(as_tree(t, [next(leaves) for _ in range(t.num_leaves)]) for t in trees)
+    flat = {k: t for k, t in enumerate(trees) if jax.tree.structure(in_shardings[k]) != t}
     out_leaves = _out_shardings(plan, traced, mesh)
+    out_shardings = as_tree(traced.out_tree, out_leaves)
+    in_tree, out_tree = (jax.tree.structure(s) for s in (in_shardings, out_shardings))
     program = _in_auto_mode(_derived(annotate(traced, constraints), traced), mesh, out_leaves)
     avals = [_type(a) for a in traced.in_avals]
     lead = (large,) if large else ()
@@ -91,23 +126,25 @@ def runnable(
         consts, row = (args[0], args[1:]) if lead else ((), args)
         dynamic = tuple(arg for i, arg in enumerate(row) if i not in call.static)
         leaves, tree = jax.tree.flatten(dynamic)
-        same = tree == traced.in_tree and [_type(jax.typeof(x)) for x in leaves] == avals
+        same = tree == in_tree and [_type(jax.typeof(x)) for x in leaves] == avals
         if not same or any(not _same(row[i], call.row[i]) for i in call.static):
             raise StaleError
         arrays = [consts[place[i]] if i in place else small[i] for i in range(len(traced.consts))]
-        return jax.tree.unflatten(traced.out_tree, program(leaves, arrays))
+        return jax.tree.unflatten(out_tree, program(leaves, arrays))
 
     planned_step.__name__ = name
     jitted = jax.jit(
         planned_step,
         in_shardings=(*(tuple(x.sharding for x in consts) for consts in lead), *in_shardings),
-        out_shardings=jax.tree.unflatten(traced.out_tree, out_leaves),
+        out_shardings=out_shardings,
         static_argnums=tuple(i + len(lead) for i in sorted(call.static)),
         donate_argnums=tuple(i + len(lead) for i in sorted(call.donated)),
         compiler_options=compiler_options,
     )
-    out_shardings = jax.tree.unflatten(traced.out_tree, out_leaves)
-    return Runnable(plan, traced, constraints, jitted, in_shardings, out_shardings, lead)
+    return Runnable(
+        plan, traced, constraints, jitted, in_shardings, out_shardings, lead, flat, call.static,
+        takes_row=not flat and out_tree == traced.out_tree,
+    )  # fmt: skip
 
 
 def _derived(program: Callable[..., list[Any]], traced: Traced) -> Callable[..., list[Any]]:
