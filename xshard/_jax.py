@@ -29,7 +29,7 @@ __all__ = [
     "holds_shard_map", "inlined", "is_array_aval", "is_ordered_debugging", "is_user_file",
     "lowered", "made_of",
     "needed_for", "needs_devices", "opened", "retraced", "retraced_at", "retyped", "scan_counts",
-    "scopes_and_transforms", "source_line", "sub_jaxprs",
+    "scopes_and_transforms", "solve_reads", "solves_called", "source_line", "sub_jaxprs",
     "threefry_bits", "typeof", "unsharded",
     "without_dead_code",
 ]  # fmt: skip
@@ -173,31 +173,61 @@ def expanded(jaxpr: Any) -> Any:
     What a primitive does is its implementation, if that can be traced; those of JAX itself are left
     alone, but for `jax.experimental`, whose sparse arrays are primitives of this kind.
     """
+
+    def call(eqn: JaxprEqn) -> JaxprEqn | None:
+        body = _implementation(eqn)
+        return None if body is None else _calling(eqn, body, eqn.invars)
+
+    return _rewritten(jaxpr, call)
+
+
+def solves_called(jaxpr: Any) -> Any:
+    """The jaxpr, open or closed, with linear solves as calls of what they do, underived."""
+
+    def call(eqn: JaxprEqn) -> JaxprEqn | None:
+        if eqn.primitive.name != "custom_linear_solve":
+            return None
+        return _calling(eqn, eqn.params["jaxprs"].solve, [eqn.invars[i] for i in solve_reads(eqn)])
+
+    return _rewritten(jaxpr, call)
+
+
+def solve_reads(eqn: JaxprEqn) -> list[int]:
+    """Which operands of a linear solve its solving function takes; others are for derivatives."""
+    counts = eqn.params["const_lengths"]
+    start = (counts.matvec or 0) + (counts.vecmat or 0)
+    rest = range(start + counts.solve + (counts.transpose_solve or 0), len(eqn.invars))
+    return [*range(start, start + counts.solve), *rest]
+
+
+def _calling(eqn: JaxprEqn, body: Any, operands: Sequence[Any]) -> JaxprEqn:
+    params = {"call_jaxpr": body}
+    return eqn.replace(primitive=core.closed_call_p, params=params, invars=list(operands))
+
+
+def _rewritten(jaxpr: Any, new: Callable[[JaxprEqn], JaxprEqn | None]) -> Any:
+    """The jaxpr with other equations where `new` makes some, at any depth."""
     inner = opened(jaxpr)
-    eqns = [_expanded(eqn) for eqn in inner.eqns]
-    if all(new is old for new, old in zip(eqns, inner.eqns, strict=True)):
+    eqns = [new(eqn) or _rewritten_below(eqn, new) for eqn in inner.eqns]
+    if all(a is b for a, b in zip(eqns, inner.eqns, strict=True)):
         return jaxpr
-    new = inner.replace(eqns=eqns)
-    return closed(new, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else new
+    made = inner.replace(eqns=eqns)
+    return closed(made, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else made
 
 
-def _expanded(eqn: JaxprEqn) -> JaxprEqn:
-    body = _implementation(eqn)
-    if body is not None:
-        return eqn.replace(primitive=core.closed_call_p, params={"call_jaxpr": body})
-    params = {name: _expanded_below(value) for name, value in eqn.params.items()}
+def _rewritten_below(eqn: JaxprEqn, new: Callable[[JaxprEqn], JaxprEqn | None]) -> JaxprEqn:
+    def below(value: Any) -> Any:
+        if isinstance(value, Jaxpr | ClosedJaxpr):
+            return _rewritten(value, new)
+        if type(value) not in (tuple, list):
+            return value
+        items = [below(item) for item in value]
+        same = all(a is b for a, b in zip(items, value, strict=True))
+        return value if same else type(value)(items)
+
+    params = {name: below(value) for name, value in eqn.params.items()}
     same = all(params[name] is value for name, value in eqn.params.items())
     return eqn if same else eqn.replace(params=params)
-
-
-def _expanded_below(value: Any) -> Any:
-    if isinstance(value, Jaxpr | ClosedJaxpr):
-        return expanded(value)
-    if type(value) not in (tuple, list):
-        return value
-    items = [_expanded_below(item) for item in value]
-    same = all(new is old for new, old in zip(items, value, strict=True))
-    return value if same else type(value)(items)
 
 
 def _implementation(eqn: JaxprEqn) -> ClosedJaxpr | None:

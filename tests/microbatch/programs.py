@@ -74,6 +74,15 @@ def joined(p: Any, b: Any) -> Any:
     return ((b["x"] @ both).reshape(BATCH, 2, 10).mean(1) ** 2).mean(), None
 
 
+def solved(p: Any, b: Any) -> Any:
+    """A linear system for each row, and a print of what it sums up to."""
+    rows = forward(p, b["x"])
+    systems = rows[:, :, None] * rows[:, None] + jnp.eye(CLASSES)
+    loss = (jnp.linalg.solve(systems, b["y"][..., None]) ** 2).mean()
+    jax.debug.print("{}", loss)
+    return loss, None
+
+
 def weighted(p: Any, b: Any) -> Any:
     """A ratio of two sums: its gradient needs the sum of the weights."""
     e = errors(p, b)

@@ -21,6 +21,7 @@ from xshard.run.annotate import Constraints, annotate
 FINE = (
     programs.mean, programs.weighted, programs.with_aux, programs.classified, programs.dropped,
     programs.normalised, programs.scanned, programs.tied, programs.joined,
+    programs.solved,
 )  # fmt: skip
 
 

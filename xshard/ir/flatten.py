@@ -24,6 +24,7 @@ from xshard._jax import (
     consts_of,
     opened,
     scopes_and_transforms,
+    solve_reads,
     source_line,
 )
 from xshard.ir.graph import Address
@@ -42,10 +43,7 @@ def callee(eqn: JaxprEqn) -> tuple[Any, Sequence[int]] | None:
     if (param := CALLS.get(eqn.primitive.name)) is not None:
         return eqn.params[param], range(len(eqn.invars))
     if eqn.primitive.name == "custom_linear_solve":  # its other functions are for derivatives
-        counts = eqn.params["const_lengths"]
-        start = (counts.matvec or 0) + (counts.vecmat or 0)
-        rest = range(start + counts.solve + (counts.transpose_solve or 0), len(eqn.invars))
-        return eqn.params["jaxprs"].solve, [*range(start, start + counts.solve), *rest]
+        return eqn.params["jaxprs"].solve, solve_reads(eqn)
     return None
 
 

@@ -98,6 +98,8 @@ def worth_passing(eqn: JaxprEqn) -> bool:
 
     So two shares of a tied weight's gradient are added before they are summed up.
     """
+    if not eqn.outvars:
+        return False
     most = max((getattr(v.aval, "size", 0) for v in eqn.invars), default=0)
     result: Any = eqn.outvars[0].aval
     return eqn.primitive.name in _CHEAP and result.size <= most

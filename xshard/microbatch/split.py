@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from xshard._jax import is_array_aval, retraced, without_dead_code
+from xshard._jax import is_array_aval, retraced, solves_called, without_dead_code
 from xshard.errors import MicrobatchError
 from xshard.ir.trace import Traced, build_graph
 from xshard.microbatch.emit import run
@@ -87,7 +87,8 @@ def divided(traced: Traced, axes: Sequence[int | None]) -> Divided:
         )
     batch = next(iter(sizes))
     statuses: list[Status] = [Const() if d is None else Rows(d) for d in axes]
-    return Divided(traced, check(divide(traced.closed_jaxpr, statuses, batch)), batch)
+    program = divide(solves_called(traced.closed_jaxpr), statuses, batch)
+    return Divided(traced, check(program), batch)
 
 
 def found_axes(traced: Traced, held: frozenset[int]) -> list[int | None]:

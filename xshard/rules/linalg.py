@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import jax
-
 from xshard.ir.graph import Op, Value
 from xshard.rules.build import Ins, Outs, build, letters, names, rank, take
 from xshard.rules.registry import RuleFn
@@ -36,9 +34,8 @@ def _dims(value: Value | None, batch: list[str], fresh: Iterator[str]) -> list[s
 
 
 def fft(op: Op, ins: Ins, outs: Outs) -> Rule:
-    """`"b m! -> b n!"`: the transformed dimensions are the last ones; JAX 0.10 gathers all."""
-    n = rank(ins[0]) - len(op.params["fft_lengths"])
-    return over_batch(ins, outs, n if jax.__version_info__ >= (0, 12) else 0)
+    """`"b m! -> b n!"`: the transformed dimensions are the last ones."""
+    return over_batch(ins, outs, rank(ins[0]) - len(op.params["fft_lengths"]))
 
 
 def triangular_solve(op: Op, ins: Ins, outs: Outs) -> Rule:
