@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cpu_table import faster, table
+from benchmarks.cpu_table import merged, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,7 +135,7 @@ def memory_rows(mesh: Any) -> list[dict[str, Any]]:
     rows = []
     for kind, (body, passes) in bodies.items():
         for dtype in ("float32", "bfloat16", "float16")[: 3 if kind == "elementwise" else 1]:
-            for side in (128, 256, 512):
+            for side in (128, 256, 512, 1024):
                 seconds = stream_seconds(body, mesh, (side, side), dtype)
                 traffic = passes * side * side * 4 * mesh.size * (1 if dtype == "float32" else 0.5)
                 rows.append({"kind": kind, "dtype": dtype, "side": side, "s": seconds,
@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--write", action="store_true", help=f"write {OUT.name} of the package")
     parser.add_argument(
-        "--merge", type=Path, nargs="*", help="earlier --raw files: of each row the faster is kept"
+        "--merge", type=Path, nargs="*", help="earlier --raw files: of each row the median is taken"
     )
     parser.add_argument("--raw", type=Path, help="write every measured row there, as JSON")
     options = parser.parse_args()
@@ -336,13 +336,11 @@ def main() -> None:
         print(f"{name}: {len(rows[name])} rows in {time.perf_counter() - begin:.0f} s",
               file=sys.stderr)  # fmt: skip
     rows["overhead_s"] = op_overhead(mesh)
-    rows["runs"] = 1 + len(options.merge or ())
-    for earlier in options.merge or ():
-        rows = faster(rows, json.loads(earlier.read_text("utf-8")))
     if options.raw:
         options.raw.write_text(json.dumps(rows, indent=1))
+    earlier = [json.loads(path.read_text("utf-8")) for path in options.merge or ()]
     if options.write:
-        OUT.write_text(json.dumps(table(rows), indent=2) + "\n")
+        OUT.write_text(json.dumps(table(merged([*earlier, rows])), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -136,3 +136,24 @@ def test_arguments_and_results_have_buffers(name: str) -> None:
     buffers = [kept.buffer[v] for v in results]
     assert len({*buffers, *graph.inputs}) == len(results) + len(graph.inputs)
     assert all(kept.buffer[b] == b for b in kept.buffer)
+
+
+def test_each_result_of_fused_ops_has_a_loop_of_its_own():
+    """The clipped gradient has no buffer: both moments compute it, and both read the gradient."""
+
+    def moments(m: Any, v: Any, g: Any) -> Any:
+        clipped = g * 0.5
+        return 0.9 * m + clipped, 0.95 * v + clipped * clipped
+
+    graph, kept = stored(moments, X, X, X)
+    m, v, g = (kept.readers[i] for i in graph.inputs)
+    assert (m, v, g) == (1, 1, 2)
+    loops = [kept.loops(op, rule_of(graph, op)) for op in graph.ops]
+    clip = next(op.id for op in graph.ops if graph.inputs[2] in op.inputs)
+    assert loops[clip] == 2
+    assert all(n == 1 for i, n in enumerate(loops) if i != clip)
+
+
+def test_what_is_costly_is_computed_once():
+    graph, kept = stored(lambda x: (lambda y: (y + 1, y * 2))(jnp.exp(x)), X)
+    assert kept.readers[graph.inputs[0]] == 1

@@ -7,6 +7,7 @@ import pytest
 
 from xshard.cost.cluster import Cluster
 from xshard.cost.collectives import CollectiveModel
+from xshard.cost.prices import reduction
 from xshard.cost.reshard import Resharder, one_stop
 from xshard.spec import MeshShape
 
@@ -34,7 +35,7 @@ def test_table_is_the_sum_of_steps(sizes, nbytes):
     table = reshard.table(specs, nbytes)
     for (i, src), (j, dst) in itertools.product(enumerate(specs), repeat=2):
         steps = reshard.steps(src, dst, nbytes)
-        total = sum(reshard.model.time_ns(s.kind, s.nbytes, s.axes, s.devices) for s in steps)
+        total = sum(reshard.step_ns(s) for s in steps)
         assert table[i, j] == total == reshard.time_ns(src, dst, nbytes)
     assert table.dtype == np.int64
 
@@ -101,3 +102,28 @@ def test_stopping_beats_gathering_everything():
     best, via = one_stop(times)
     assert best[src, dst] < times[src, dst]
     assert via[src, dst] >= 0
+
+
+def test_gathering_an_inner_dimension_takes_copies_on_a_cpu():
+    specs = {dim: tuple((0,) if d == dim else () for d in range(3)) for dim in range(3)}
+    for cluster, copies in (("cpu:8", True), ("h100:8", False)):
+        reshard = resharder((8,), cluster)
+        outer, middle, inner = (reshard.time_ns(specs[d], ((),) * 3, MB) for d in range(3))
+        assert (outer < middle < inner) if copies else (outer == middle == inner)
+
+
+@pytest.mark.parametrize(
+    ("raw", "partial", "final", "kinds", "middle"),
+    [
+        (((), ()), (0, 1), ((0,), (1,)), ["reduce-scatter"], ((0,), (1,))),
+        (((0,), ()), (1,), ((0, 1), ()), ["reduce-scatter"], ((0, 1), ())),
+        (((0,), ()), (1,), ((0,), ()), ["all-reduce"], ((0,), ())),
+        # cut by axis 0 behind axis 1, tiles would be in another order than the spec's
+        (((1,), ()), (0,), ((0, 1), ()), ["all-reduce"], ((1,), ())),
+    ],
+)
+def test_partial_sums_are_scattered_where_the_tiles_come_out_in_order(
+    raw, partial, final, kinds, middle
+):
+    steps, found = reduction(raw, partial, final, (64, 64), 4, MeshShape(("a", "b"), (2, 4)))
+    assert ([s.kind for s in steps], found) == (kinds, middle)

@@ -30,7 +30,8 @@ _ABOVE_0 = {"memory_bytes", "memory_bandwidth_bytes_per_s", "bandwidth_bytes_per
             "combined_bytes", "random_words"}  # fmt: skip
 _PARTS = {"memory_efficiency", "max_efficiency"}
 _TEXTS = {"name"}
-_FLAGS = {"fused_reduce_scatter", "copies_operands", "generic", "per_core", "measured"}
+_FLAGS = {"fused_reduce_scatter", "copies_operands", "loops_apart", "generic", "per_core",
+          "measured"}  # fmt: skip
 _MAPS = {"peak_flops", "kind_efficiency", "dtype_efficiency", "seconds_per_element", "groups"}
 _COLLECTIVES = ("ring", "shared-memory")
 _COST_KINDS = ("all-gather", "all-reduce", "all-to-all", "permute")

@@ -70,8 +70,9 @@ class Device:
         it to the readers to combine them.
       copies_operands: True where a matmul finds its operands in one order of dimensions only
         (batch, free, summed), and others are transposed in memory first, as XLA does on CPU.
-      kind_efficiency: memory efficiency of op kinds that reach less, by kind ("gather", ...);
-        "update" is elementwise ops of the optimizer, where XLA goes over arrays more than once.
+      loops_apart: True where each result of fused ops has a loop of its own, and what they share is
+        computed in each, as XLA does on CPU.
+      kind_efficiency: memory efficiency of op kinds that reach less, by kind ("gather", ...).
       dtype_efficiency: the same by dtype, where the device emulates it.
       seconds_per_element: of elementwise kinds that arithmetic bounds ("random", "transcendental"),
         where it was measured.
@@ -95,6 +96,7 @@ class Device:
     fused_reduce_scatter: bool = True
     random_words: int = 1
     copies_operands: bool = False
+    loops_apart: bool = False
     kind_efficiency: Mapping[str, float] = field(default_factory=dict, hash=False)
     dtype_efficiency: Mapping[str, float] = field(default_factory=dict, hash=False)
     seconds_per_element: Mapping[str, float] = field(default_factory=dict, hash=False)

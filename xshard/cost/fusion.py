@@ -9,7 +9,7 @@ are needed again later (the backward pass reads them).
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xshard.cost.recompute import keep_sources
 from xshard.ir.graph import Graph, Op
@@ -28,6 +28,9 @@ ALIASES = frozenset(
 )
 """Primitives whose result is their first operand's buffer."""
 
+_MOST_LOOPS = 16
+"""More loops that need one value are not counted."""
+
 _STORES_OPERANDS = ("heavy", "gather", "opaque")
 _STORES_RESULTS = ("heavy", "gather", "opaque", "reduce")
 
@@ -40,15 +43,22 @@ class Storage:
       buffer: for each value, the value whose buffer it is (itself unless an alias).
       stored: for each value, whether it has a buffer of its own.
       early: values that, if stored, are made at the start of the step.
+      readers: for each value, how many loops need it. Where the compiler gives each result of a
+        fusion a loop of its own, as XLA does on CPU, so many compute it, if it has no buffer.
     """
 
     buffer: tuple[int, ...]
     stored: tuple[bool, ...]
     early: frozenset[int] = frozenset()
+    readers: tuple[int, ...] = ()
 
     def is_stored(self, value: int) -> bool:
         """Whether `value` can be read from memory."""
         return self.stored[self.buffer[value]]
+
+    def loops(self, op: Op, rule: Rule) -> int:
+        """In how many loops an op runs."""
+        return max(1, *(self.readers[v] for v in op.outputs)) if _inside(op, rule, self) else 1
 
 
 def storage(
@@ -73,7 +83,8 @@ def storage(
         _keep_for_later(graph, rules, buffer, stored)
     else:
         early = keep_sources(graph, rules, buffer, stored, keeps, alone)
-    return Storage(tuple(buffer), tuple(stored), early)
+    found = Storage(tuple(buffer), tuple(stored), early)
+    return replace(found, readers=_readers(graph, rules, found))
 
 
 def _buffers(graph: Graph) -> list[int]:
@@ -120,3 +131,25 @@ def _keep_for_later(graph: Graph, rules: list[Rule], buffer: list[int], stored: 
             costly[v] = op.prim in EXPENSIVE or inside
             if costly[v] and readers[v] - {op.phase}:
                 stored[v], costly[v] = True, False
+
+
+def _readers(graph: Graph, rules: list[Rule], storage: Storage) -> tuple[int, ...]:
+    """For each value, how many loops need it."""
+    loops: list[frozenset[int]] = [frozenset() for _ in graph.values]
+    for op in reversed(graph.ops):
+        reached = frozenset[int]()
+        if _inside(op, rules[op.id], storage):
+            reached = reached.union(*(loops[v] for v in op.outputs))
+        mine = reached or frozenset((op.id,))
+        for v in op.inputs:
+            if v is not None and len(loops[v]) < _MOST_LOOPS:
+                loops[v] |= mine
+    return tuple(map(len, loops))
+
+
+def _inside(op: Op, rule: Rule, storage: Storage) -> bool:
+    """Whether an op runs within the loops that read its result."""
+    if op.prim in ALIASES:
+        return True
+    fused = rule.kind in ("elementwise", "view") and op.prim not in EXPENSIVE
+    return fused and not any(storage.stored[v] for v in op.outputs)

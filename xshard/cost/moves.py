@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from xshard.cost.tiling import Tiling, within
 
 Pair = tuple[int, int]
 """Dimensions (from, to)."""
+Order = Literal["kept", "rows", "elements"]
+"""How an array is rearranged in memory for a collective: not, in whole rows, or transposed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +22,23 @@ class Move:
 
     Attributes:
       groups: shape (groups, devices in one); for a permute, (devices, 2): from and to.
+      order: what of the array the collective does not find or leave in order: see `Order`.
     """
 
     kind: str
     fraction: float
     groups: NDArray[np.int64]
+    order: Order = "kept"
+
+
+def gathered_order(dim: int, rank: int) -> Order:
+    """How an array must be rearranged when its dimension `dim` is gathered.
+
+    XLA gathers along the outermost dimension in memory, so it makes `dim` that one.
+    """
+    if dim == 0:
+        return "kept"
+    return "elements" if dim == rank - 1 else "rows"
 
 
 def exchange(src: Tiling, dst: Tiling) -> list[Move]:
@@ -79,7 +94,7 @@ def all_to_all(src: Tiling, pairs: list[Pair]) -> tuple[Move, Tiling]:
         size *= share
         factor = factor * share + now.owners[:, source] % share
         now = _moved(now, source, to)
-    return Move("all-to-all", src.fraction, _groups_apart(factor, src, now, size)), now
+    return Move("all-to-all", src.fraction, _groups_apart(factor, src, now, size), "rows"), now
 
 
 def _moved(src: Tiling, source: int, to: int) -> Tiling:
@@ -157,5 +172,6 @@ def gather_parts(src: Tiling, ratios: list[int]) -> list[Move]:
         inner = owners[:, dim].copy()
         owners[:, dim] //= ratios[dim]
         order = np.lexsort((inner, ranks, *owners.T))
-        found.append(Move("all-gather", fraction, order.reshape(-1, ratios[dim])))
+        groups = order.reshape(-1, ratios[dim])
+        found.append(Move("all-gather", fraction, groups, gathered_order(dim, len(ratios))))
     return found

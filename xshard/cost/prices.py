@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache
@@ -68,7 +67,6 @@ class ClusterPrices:
         self._tables: dict[tuple[tuple[int, ...], float], tuple[Ints, Ints]] = {}
         self._reduced: dict[tuple[object, ...], Ints] = {}
         self._specs = cache(lambda shape: specs_of(shape, mesh))
-        self._readers = Counter(v for op in graph.ops for v in set(op.inputs) if v is not None)
 
     def op_ns(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> int:
         """Nanoseconds of one run of an op under a strategy, collectives apart."""
@@ -84,7 +82,7 @@ class ClusterPrices:
     def alike(self, op: Op) -> Hashable:
         """Equal for ops that cost the same if their signatures are equal: what has a buffer."""
         stored = tuple(v is not None and self.storage.stored[v] for v in (*op.inputs, *op.outputs))
-        read = self._readers.get(op.outputs[0], 1) if op.prim == "transpose" else 0
+        read = tuple(self.storage.readers[v] for v in op.outputs) if self._apart else ()
         return stored, tuple(v is not None and self.storage.is_stored(v) for v in op.inputs), read
 
     def op_price(self, graph: Graph, op: Op, rule: Rule, strategy: Strategy) -> Price:
@@ -119,22 +117,21 @@ class ClusterPrices:
             if self.storage.stored[v.id]
         )
         dims = _matmul_dims(rule, strategy, self.mesh) if rule.kind == "heavy" else None
+        loops = self.storage.loops(op, rule) if self._apart else 1
         return Work(
-            "matmul" if dims else self._kind(op, rule),
-            (rule.flops or _flops(op, outs)) / strategy.splits(self.mesh),
-            read,
+            "matmul" if dims else _kind(op, rule),
+            loops * (rule.flops or _flops(op, outs)) / strategy.splits(self.mesh),
+            loops * read,
             written,
             _dtype(ins, outs),
             dims,
-            sum(v.size for v in outs) / strategy.splits(self.mesh),
+            loops * sum(v.size for v in outs) / strategy.splits(self.mesh),
             int(any(self.storage.stored[v.id] for v in outs)),
         )
 
-    def _kind(self, op: Op, rule: Rule) -> str:
-        """The kind of an op that is no matmul; the update's loops where the table has them."""
-        kind = _kind(op, rule)
-        apart = op.phase == "update" and "update" in self.cluster.device.kind_efficiency
-        return "update" if apart and kind == "elementwise" else kind
+    @property
+    def _apart(self) -> bool:
+        return self.cluster.device.loops_apart
 
     def _copies_ns(self, rule: Rule, ins: list[Value | None], strategy: Strategy) -> int:
         """Time to transpose a matmul's operands, on devices where that takes a copy."""
@@ -155,7 +152,8 @@ class ClusterPrices:
         device, value = self.cluster.device, graph.values[op.outputs[0]]
         if not device.copies_operands or _keeps_rows(op, value):
             return 0
-        nbytes = 2 * self._local(value, strategy.results[0]) * self._readers.get(value.id, 1)
+        readers = max(1, self.storage.readers[value.id])
+        nbytes = 2 * self._local(value, strategy.results[0]) * readers
         return round(nbytes / bandwidth(device, "transpose", value.dtype) * 1e9)
 
     def reshard_ns(self, shape: tuple[int, ...], itemsize: float) -> Ints:
@@ -182,7 +180,7 @@ class ClusterPrices:
 
     def step_ns(self, step: Step, combined: bool = False) -> int:
         """Nanoseconds of one collective, alone or joined with others."""
-        alone = self.collectives.time_ns(step.kind, step.nbytes, step.axes, step.devices)
+        alone = self.resharder.step_ns(step)
         if not combined:
             return alone
         start = self.collectives.time_ns(step.kind, 0, step.axes, step.devices)
@@ -264,16 +262,18 @@ def reduction(
     """The collectives that finish partial sums on the way to `final`, and the spec they end in.
 
     Axes that `final` splits anyway are summed by a reduce-scatter into their dimension, the others
-    by an all-reduce of what is left; where that would not divide, all are summed by an all-reduce.
+    by an all-reduce of what is left. Where that would not divide, or would make tiles in another
+    order (an axis cuts the tiles that there are, so it comes behind theirs), all are summed by an
+    all-reduce.
     """
     goal = {axis: dim for dim, axes in enumerate(final) for axis in axes}
     scattered = tuple(a for a in partial if a in goal)
     whole = tuple(a for a in partial if a not in goal)
     middle = tuple(
-        tuple(sorted((*axes, *(a for a in scattered if goal[a] == dim))))
-        for dim, axes in enumerate(raw)
+        (*axes, *(a for a in scattered if goal[a] == dim)) for dim, axes in enumerate(raw)
     )
-    if not divides(middle, shape, mesh):
+    in_order = all(axes == tuple(sorted(axes)) for axes in middle)
+    if not in_order or not divides(middle, shape, mesh):
         scattered, whole, middle = (), partial, raw
     local = math.prod(shape) * itemsize / num_shards(raw, mesh)
     steps: list[Step] = []

@@ -8,14 +8,16 @@ in sequence beat one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xshard.cost.collectives import CollectiveModel, Pieces
-from xshard.cost.partitioner import Move, moves
+from xshard.cost.compute import bandwidth
+from xshard.cost.moves import Move, Order, gathered_order
+from xshard.cost.partitioner import moves
 from xshard.cost.tiling import coordinates, of_spec
 from xshard.spec import MeshShape, Spec, num_shards
 
@@ -29,12 +31,14 @@ class Step:
       axes: the mesh axes that differ within its groups.
       nbytes: its bytes, by the conventions of `CollectiveModel`.
       devices: how many devices a group has; fewer than the axes make where one axis is cut.
+      order: how the array is rearranged around it, on devices where that takes time.
     """
 
     kind: str
     axes: tuple[int, ...]
     nbytes: float
     devices: int
+    order: Order = "kept"
 
 
 @lru_cache(maxsize=1 << 18)
@@ -44,15 +48,15 @@ def route(src: Spec, dst: Spec, mesh: MeshShape) -> tuple[Step, ...]:
 
 
 def _short(src: Spec, dst: Spec) -> tuple[Spec, Spec]:
-    """The specs without leading dimensions that neither cuts, and one of each such run elsewhere.
+    """The specs with one of each run of dimensions that neither cuts.
 
     Where such dimensions stand matters to the partitioner, how many there are does not.
     """
-    kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), ())]
+    kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     for pair in zip(src, dst, strict=True):
-        if pair != ((), ()) or kept[-1] != pair:
+        if pair != ((), ()) or kept[-1:] != [pair]:
             kept.append(pair)
-    return tuple(s for s, _ in kept[1:]), tuple(d for _, d in kept[1:])
+    return tuple(s for s, _ in kept), tuple(d for _, d in kept)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -68,12 +72,13 @@ def _route(src: Spec, dst: Spec, mesh: MeshShape) -> tuple[Step, ...]:
 def _gathers(src: Spec, dst: Spec, mesh: MeshShape) -> tuple[Step, ...]:
     """All-gathers of the axes that each dimension loses innermost, the last dimension first."""
     steps, fraction = [], 1 / num_shards(src, mesh)
-    for s, d in reversed(list(zip(src, dst, strict=True))):
+    for dim, (s, d) in reversed(list(enumerate(zip(src, dst, strict=True)))):
         size = mesh.size_of(s[len(d) :])
         if size > 1:
             fraction *= size
             axes = tuple(a for a in s[len(d) :] if mesh.sizes[a] > 1)
-            steps.append(Step("all-gather", axes, fraction, size))
+            order = gathered_order(dim, len(src))
+            steps.append(Step("all-gather", axes, fraction, size, order))
     return tuple(steps)
 
 
@@ -83,7 +88,7 @@ def _step(move: Move, mesh: MeshShape) -> Step:
     differ = (places != places[..., :1]).any(axis=(1, 2))
     axes = tuple(int(a) for a in np.flatnonzero(differ))
     devices = mesh.size_of(axes) if move.kind == "permute" else move.groups.shape[1]
-    return Step(move.kind, axes, move.fraction, devices)
+    return Step(move.kind, axes, move.fraction, devices, move.order)
 
 
 class Resharder:
@@ -99,19 +104,34 @@ class Resharder:
     def steps(self, src: Spec, dst: Spec, nbytes: float) -> tuple[Step, ...]:
         """The collectives from `src` to `dst`; none where a slice does it."""
         path = route(src, dst, self.model.mesh)
-        return tuple(Step(s.kind, s.axes, s.nbytes * nbytes, s.devices) for s in path)
+        return tuple(replace(s, nbytes=s.nbytes * nbytes) for s in path)
 
     def time_ns(self, src: Spec, dst: Spec, nbytes: float) -> int:
         """Nanoseconds of all the steps, one after the other."""
-        steps = self.steps(src, dst, nbytes)
-        return sum(self.model.time_ns(s.kind, s.nbytes, s.axes, s.devices) for s in steps)
+        return sum(map(self.step_ns, self.steps(src, dst, nbytes)))
+
+    def step_ns(self, step: Step) -> int:
+        """Nanoseconds of one step."""
+        pieces = self.model.pieces(step.kind, step.axes, step.devices)
+        copies_ns = step.nbytes * self._copies_ns_per_byte(step)
+        return int(np.rint(pieces.at(np.asarray(step.nbytes, np.float64)) + copies_ns))
+
+    def _copies_ns_per_byte(self, step: Step) -> float:
+        """Time to rearrange what a step receives, and for a transpose what it sends, too."""
+        device = self.model.cluster.device
+        if not device.copies_operands or step.order == "kept":
+            return 0.0
+        if step.order == "rows":
+            return 2e9 / bandwidth(device, "elementwise", "float32")
+        return (1 + 1 / step.devices) * 2e9 / bandwidth(device, "transpose", "float32")
 
     def table(self, specs: tuple[Spec, ...], nbytes: float) -> NDArray[np.int64]:
         """`time_ns` from every spec (row) to every spec (column)."""
         times = np.zeros((len(specs), len(specs)), np.int64)
         for slot in self._layout(specs):
-            taken = np.rint(slot.pieces.at(slot.fractions * nbytes)).astype(np.int64)
-            times[slot.rows, slot.columns] += taken
+            moved = slot.fractions * nbytes
+            taken = np.rint(slot.pieces.at(moved) + slot.copies_ns_per_byte * moved)
+            times[slot.rows, slot.columns] += taken.astype(np.int64)
         return times
 
     def _layout(self, specs: tuple[Spec, ...]) -> list[_Slot]:
@@ -121,17 +141,18 @@ class Resharder:
         return self._layouts[specs]
 
     def _gather(self, specs: tuple[Spec, ...]) -> list[_Slot]:
-        found: dict[tuple[int, str, tuple[int, ...], int], list[tuple[int, int, float]]] = {}
+        found: dict[tuple[int, Step], list[tuple[int, int, float]]] = {}
         for row, src in enumerate(specs):
             for column, dst in enumerate(specs):
                 for place, step in enumerate(route(src, dst, self.model.mesh)):
-                    entry = row, column, step.nbytes
-                    key = place, step.kind, step.axes, step.devices
-                    found.setdefault(key, []).append(entry)
-        return [
-            _slot(entries, self.model.pieces(kind, axes, devices))
-            for (_, kind, axes, devices), entries in found.items()
-        ]
+                    key = place, replace(step, nbytes=1.0)
+                    found.setdefault(key, []).append((row, column, step.nbytes))
+        return [self._slot(entries, step) for (_, step), entries in found.items()]
+
+    def _slot(self, entries: list[tuple[int, int, float]], step: Step) -> _Slot:
+        rows, columns, fractions = map(np.array, zip(*entries, strict=True))
+        pieces = self.model.pieces(step.kind, step.axes, step.devices)
+        return _Slot(rows, columns, fractions, pieces, self._copies_ns_per_byte(step))
 
 
 def one_stop(times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -161,8 +182,4 @@ class _Slot:
     columns: NDArray[np.int64]
     fractions: NDArray[np.float64]
     pieces: Pieces
-
-
-def _slot(entries: list[tuple[int, int, float]], pieces: Pieces) -> _Slot:
-    rows, columns, fractions = zip(*entries, strict=True)
-    return _Slot(np.array(rows), np.array(columns), np.array(fractions, np.float64), pieces)
+    copies_ns_per_byte: float
