@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from xshard.solve.price import Point, Prices, Pricing
+from xshard.solve.price import Point, Prices
+from xshard.solve.problem import Problem
 
 MOST_SWEEPS = 40
 FEW_SWEEPS = 12
-"""Points of an ascent by diffusion, whose points cost more."""
+"""Points of an ascent by messages for a narrow problem."""
 FIRST_SHARE = 0.1
 """The first price makes the excess worth this part of the objective."""
 FURTHER = 3.0
@@ -25,6 +27,15 @@ FURTHER = 3.0
 TILTS = (0.16, 0.64)
 CLOSE = 1e-6
 Master = Callable[[Sequence[Point], Sequence[int], float], tuple[Prices, float]]
+
+
+class Pricing(Protocol):
+    """What an ascent needs: see `xshard.solve.price`."""
+
+    @property
+    def problem(self) -> Problem: ...
+
+    def at(self, prices: Prices, weights: Prices | None = None) -> Point: ...
 
 
 @dataclass(slots=True)

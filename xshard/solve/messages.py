@@ -145,6 +145,35 @@ def decode(net, theta, at, messages, order, rank, choices):
 
 
 @kernel
+def polish(net, theta, order, choices, passes):
+    """Takes better choices node by node, the others as they are, until none is better."""
+    widest = 0
+    for v in range(len(order)):
+        widest = max(widest, net.offsets[v + 1] - net.offsets[v])
+    total = np.empty(widest)
+    for _ in range(passes):
+        changed = False
+        for i in range(len(order)):
+            v = order[i]
+            o = net.offsets[v]
+            k = net.offsets[v + 1] - o
+            for c in range(k):
+                total[c] = theta[o + c]
+            for j in range(net.first[v], net.first[v + 1]):
+                row = net.at[j] + choices[net.near[j]] * k
+                for c in range(k):
+                    total[c] += net.tables[row + c]
+            arg = choices[v]
+            for c in range(k):
+                if total[c] < total[arg]:
+                    arg = c
+            changed = changed or arg != choices[v]
+            choices[v] = arg
+        if not changed:
+            break
+
+
+@kernel
 def spare(net, at, messages, out):
     """What each edge can spare for each choice of its owner: the messages of min-sum."""
     widest = 0

@@ -58,12 +58,16 @@ class Variables:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An answer of CP-SAT: `infeasible` and `optimal` are proofs; `bound` holds in any case."""
+    """An answer of CP-SAT: `infeasible` and `optimal` are proofs; `bound` holds in any case.
+
+    `spent_s` are deterministic seconds.
+    """
 
     choices: tuple[int, ...] | None
     bound: int
     infeasible: bool
     optimal: bool
+    spent_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,14 @@ class Model:
     scale: int
     constant: int
 
-    def run(self, solver: cp_model.CpSolver) -> Outcome:
-        """Solves the model with the solver's parameters."""
+    def run(self, effort_s: float, time_s: float, workers: int, seed: int) -> Outcome:
+        """Solves the model within so many deterministic seconds, and seconds of the clock."""
+        solver = cp_model.CpSolver()
+        p = solver.parameters
+        p.num_workers, p.random_seed = workers if workers > 2 else 1, seed
+        p.interleave_search = p.num_workers > 1
+        p.linearization_level = 2
+        p.max_deterministic_time, p.max_time_in_seconds = effort_s, time_s
         status = solver.solve(self.variables.cp)
         optimal, infeasible = status == cp_model.OPTIMAL, status == cp_model.INFEASIBLE
         choices = None
@@ -83,7 +93,8 @@ class Model:
             values = ([solver.boolean_value(x) for x in xs] for xs in self.variables.picks)
             choices = tuple(line.index(True) for line in values)
         bound = int(np.ceil(solver.best_objective_bound - 1e-6))
-        return Outcome(choices, self.constant + self.scale * bound, infeasible, optimal)
+        spent_s = solver.response_proto.deterministic_time
+        return Outcome(choices, self.constant + self.scale * bound, infeasible, optimal, spent_s)
 
 
 def minimise_cost(problem: Problem, *, below: int | None = None) -> Model:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from xshard.solve.flat import Flat, offsets_of
 from xshard.solve.jit import kernel
-from xshard.solve.problem import Ints
+from xshard.solve.problem import FORBIDDEN, Ints, Problem
 
 Floats = NDArray[np.float64]
 MOST_PARENTS = 12
@@ -81,6 +82,36 @@ def _orient(
             for k in range(nb):
                 o = k * na + i if side[j] == 0 else i * nb + k
                 out[at[j] + o] = tables[starts[e] + i * nb + k]
+
+
+def net_of(problem: Problem, most: int | None = None) -> Net:
+    """Of a problem's costs alone; what is forbidden costs `most`, or more than all that is not."""
+    if most is None:
+        tables = [*(n.costs for n in problem.nodes), *(e.costs for e in problem.edges)]
+        most = bound_of_costs(tables)
+    nodes = tuple(replace(n, costs=np.minimum(n.costs, most)) for n in problem.nodes)
+    edges = [replace(e, costs=np.minimum(e.costs, most), usage=None) for e in problem.edges]
+    return Net.of(Flat.of(Problem(nodes, tuple(edges))))
+
+
+def bound_of_costs(tables: Sequence[Ints]) -> int:
+    """More than any allowed choices cost, and small enough to be added up in float64."""
+    return min(FORBIDDEN, 1 + 4 * sum(int(t[t < FORBIDDEN].max(initial=0)) for t in tables))
+
+
+def plus(net: Net, loads: Floats, prices: Floats) -> Floats:
+    """The tables with `loads` (placed alike) added at a price for each place of `near`."""
+    out = np.empty_like(net.tables)
+    _plus(net.at, net.tables, loads, prices, out)
+    return out
+
+
+@kernel
+def _plus(at: Ints, tables: Floats, loads: Floats, prices: Floats, out: Floats) -> None:
+    for j in range(len(at)):
+        stop = at[j + 1] if j + 1 < len(at) else len(tables)
+        for x in range(at[j], stop):
+            out[x] = tables[x] + prices[j] * loads[x]
 
 
 class Desk(NamedTuple):

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xshard.solve.check import Ledger, objective_of
-from xshard.solve.diffuse import Diffusion
 from xshard.solve.drop import Drop
 from xshard.solve.problem import FORBIDDEN, Ints, Problem
 from xshard.solve.sweep import Sweep
@@ -42,16 +41,18 @@ class Engine(Protocol):
 
 
 def engine_of(problem: Problem) -> Engine:
-    """Elimination for a small problem, diffusion for a large one."""
+    """Elimination for a small problem, messages for a large one."""
     if sum(len(n.costs) for n in problem.nodes) <= MOST_CHOICES_TO_ELIMINATE:
         sweep = Sweep.of(problem)
         if sweep is not None:
             return sweep
-    return Diffusion.of(problem)
+    from xshard.solve.bounds import Messages  # brings Numba, which small problems do not need
+
+    return Messages.of(problem)
 
 
 MOST_CHOICES_TO_ELIMINATE = 3000
-"""Above that a first elimination is not worth its time: diffusion is as good."""
+"""Above that a first elimination is not worth its time: messages are as good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Pricing:
 
     @staticmethod
     def of(problem: Problem) -> Pricing:
-        """By exact elimination where that is small enough, by diffusion elsewhere."""
+        """By exact elimination where that is small enough, by messages elsewhere."""
         engine = engine_of(problem)
         dense = [(e.costs, e.usage) for e in problem.edges]
         costs = engine.edge_tables([c for c, _ in dense])

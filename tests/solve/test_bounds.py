@@ -1,4 +1,4 @@
-"""Bounds by diffusion against brute force, and choices that are what they are said to cost."""
+"""Bounds by messages against brute force, and choices that are what they are said to cost."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.solve.problems import brute_force, random_problem
+from xshard.solve.bounds import MARGIN, Messages
 from xshard.solve.check import objective_of
-from xshard.solve.diffuse import MARGIN, Diffusion
 from xshard.solve.price import engine_of
 from xshard.solve.problem import FORBIDDEN, Edge, Infeasible, Node, Problem
 from xshard.solve.search import solve
@@ -43,7 +43,7 @@ def test_bound_and_choices_enclose_the_optimum(forbidden):
         best, _ = brute_force(problem)
         if best is None:
             continue
-        bound, choices = Diffusion.of(problem).minimise(*parts(problem))
+        bound, choices = Messages.of(problem).minimise(*parts(problem))
         assert bound <= best <= objective_of(problem, choices), seed
         met += best - bound <= 1 + MARGIN * best
     assert met > 0.7 * len(SEEDS) * (1 - forbidden)  # most of these problems have no gap
@@ -53,7 +53,7 @@ def test_bound_and_choices_enclose_the_optimum(forbidden):
 def test_bounds_are_below_the_min_marginals(forbidden):
     for seed in SEEDS:
         problem = unlimited(seed, forbidden)
-        found = Diffusion.of(problem).bounds(*parts(problem))
+        found = Messages.of(problem).bounds(*parts(problem))
         for low, true in zip(found, min_marginals(problem), strict=True):
             allowed = true < FORBIDDEN
             assert (low[allowed] <= true[allowed]).all(), seed
@@ -81,7 +81,7 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_trees_are_solved(name):
     problem, best, choices = SMALL[name]
-    bound, found = Diffusion.of(problem).minimise(*parts(problem))
+    bound, found = Messages.of(problem).minimise(*parts(problem))
     assert found == choices and objective_of(problem, found) == best
     assert best - 1 <= bound <= best
 
@@ -91,7 +91,7 @@ def test_nodes_without_edges_take_their_least():
         Node(f"n{i}", np.array(c), np.zeros(3, int)) for i, c in enumerate([[3, 1, 2]] * 3)
     )
     problem = Problem(nodes, (Edge(0, 2, np.full((3, 3), 4)),))
-    engine = Diffusion.of(problem)
+    engine = Messages.of(problem)
     bound, choices = engine.minimise(*parts(problem))
     assert choices == (1, 1, 1) and 6 <= bound <= 7
     assert [b.argmin() for b in engine.bounds(*parts(problem))] == [1, 1, 1]
@@ -99,14 +99,14 @@ def test_nodes_without_edges_take_their_least():
 
 def test_no_edges_at_all():
     problem = Problem((Node("n", np.array([9, 4]), np.zeros(2, int)),), ())
-    bound, choices = Diffusion.of(problem).minimise(*parts(problem))
+    bound, choices = Messages.of(problem).minimise(*parts(problem))
     assert choices == (1,) and 3 <= bound <= 4
 
 
 def test_where_nothing_is_allowed_the_bound_says_so():
     """No choices below the largest total that allowed costs make."""
     problem = chain([[FORBIDDEN, FORBIDDEN]], costs=[[1], [3, 2]])
-    bound, choices = Diffusion.of(problem).minimise(*parts(problem))
+    bound, choices = Messages.of(problem).minimise(*parts(problem))
     assert objective_of(problem, choices) >= FORBIDDEN
     assert bound >= 6
 
@@ -125,7 +125,7 @@ def frustrated(nodes=12, choices=5):
 def test_bounds_hold_and_are_no_weaker_from_a_warm_start():
     problem = frustrated()
     costs, tables = parts(problem)
-    warm = Diffusion.of(problem)
+    warm = Messages.of(problem)
     first, choices = warm.minimise(costs, tables)
     again, _ = warm.minimise(costs, tables)
     assert 0 < first <= again <= objective_of(problem, choices)
@@ -135,7 +135,7 @@ def test_messages_of_other_costs_give_a_bound_all_the_same():
     for seed in SEEDS:
         problem = unlimited(seed)
         costs, tables = parts(problem)
-        warm = Diffusion.of(problem)
+        warm = Messages.of(problem)
         warm.minimise([c[::-1] for c in costs], [t[::-1] * 3 for t in tables])
         bound, choices = warm.minimise(costs, tables)
         best, _ = brute_force(problem)
@@ -145,13 +145,13 @@ def test_messages_of_other_costs_give_a_bound_all_the_same():
 
 def test_same_answer_every_time():
     problem = frustrated()
-    answers = [Diffusion.of(problem).minimise(*parts(problem)) for _ in range(2)]
-    bounds = [Diffusion.of(problem).bounds(*parts(problem)) for _ in range(2)]
+    answers = [Messages.of(problem).minimise(*parts(problem)) for _ in range(2)]
+    bounds = [Messages.of(problem).bounds(*parts(problem)) for _ in range(2)]
     assert answers[0] == answers[1]
     assert all((a == b).all() for a, b in zip(*bounds, strict=True))
 
 
-def test_what_any_prices_make_too_wide_is_diffused(monkeypatch):
+def test_what_any_prices_make_too_wide_gets_messages(monkeypatch):
     monkeypatch.setattr("xshard.solve.sweep.MOST_ENTRIES", 3)
     engines = []
     for seed in range(20):
@@ -163,4 +163,4 @@ def test_what_any_prices_make_too_wide_is_diffused(monkeypatch):
             assert best is None and answer.smallest_limit == peak, seed
         else:
             assert answer.objective == best, seed
-    assert Diffusion in engines
+    assert Messages in engines
