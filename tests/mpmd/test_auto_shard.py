@@ -81,6 +81,23 @@ def test_a_plan_says_what_runs_where(tmp_path: Path) -> None:
     ]
 
 
+def test_all_programs_are_lowered_compiled_and_audited() -> None:
+    """Tensor and data parallel stages communicate as planned, over all microbatches."""
+    step: Any = xshard.auto_shard(train(programs.tied), 4, pipeline=2, microbatches=2)
+    state, batch = args()
+    compiled = step.lower(state, batch).compile()
+    assert {"fwd of stage 0", "bwd of stage 1", "after of stage 0"} <= compiled.programs.keys()
+    assert "// fwd of stage 0\nHloModule" in compiled.as_text()
+    assert_close(compiled(state, batch), step(state, batch))
+    audit = step.audit()
+    assert audit.ok()
+    assert not audit.unplanned
+    with pytest.raises(
+        xshard.PlanError, match="a pipeline is many; check the step with pipeline=1"
+    ):
+        step.check(state, batch)
+
+
 WRONG = [
     ({"pipeline": 0}, PipelineError, "pipeline=0 is no number of groups"),
     ({"pipeline": 3}, MeshError, "mesh data=8 cannot be cut into 3 equal groups"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,6 +18,11 @@ from xshard.mpmd.portable import portable
 from xshard.mpmd.step import Pipeline
 from xshard.run.call import Call, kind
 from xshard.run.step import StaleError
+from xshard.stages.staged import PER_MICROBATCH
+from xshard.verify.audit import Audit, audit
+from xshard.verify.collectives import Collective
+from xshard.verify.hlo import collectives_in
+from xshard.verify.step import planned_collectives
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,25 @@ class MpmdRunnable:
         placed = self.pipeline.placed(self._leaves(row))
         return self._row(jax.tree.unflatten(self.traced.in_tree, placed))
 
-    def lower(self, _call: Call) -> LoweredPipeline:
+    def lower(self, _call: Call | None = None) -> LoweredPipeline:
         """All programs of this process's groups, lowered."""
         return LoweredPipeline(self.pipeline.lower(), lambda *given: self(*self._row(given)))
+
+    def audit(self) -> Audit:
+        """Planned against compiled collectives of a step, over all stages of this process's groups.
+
+        Transfers between stages are no collectives, and are not among them.
+        """
+        staged, plan, found = self.pipeline.staged, self.plan, list[Collective]()
+        programs = {p.name: p for p in staged.programs}
+        compiled = self.lower().compile().programs
+        for name, one in compiled.items():
+            often = staged.microbatches if programs[name].part in PER_MICROBATCH else 1
+            some = collectives_in(one.as_text() or "", plan.mesh.sizes, plan.mesh.names)
+            found += [replace(c, count=c.count * often) for c in some]
+        stages = sorted({programs[name].stage for name in compiled})
+        planned = [c for s in stages for c in planned_collectives(plan.programs[f"stage {s}"])]
+        return audit(planned, found, target=jax.default_backend())
 
     def create(self, init_fn: Callable[..., Any], args: Sequence[Any]) -> Any:
         """The state that `init_fn(*args)` makes, each array made where it is wanted."""

@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from xshard.cost.cluster import Cluster
-from xshard.errors import MeshError, PipelineError
+from xshard.errors import MeshError, PipelineError, PlanError
 from xshard.ir.trace import Traced, trace
 from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.layout import Layout, submeshes
@@ -23,6 +23,7 @@ from xshard.run.hosts import confirm_text
 from xshard.schedules import SCHEDULES
 from xshard.sharded import ShardedStep
 from xshard.spec import MeshShape
+from xshard.verify.audit import Audit
 
 
 class PipelinedStep(ShardedStep):
@@ -36,6 +37,20 @@ class PipelinedStep(ShardedStep):
         """
         current: Any = self._runnable(self._arguments.call(args, kwargs))
         return measured(current.pipeline, current.plan, lambda: self(*args, **kwargs))
+
+    def audit(self, *args: Any, **kwargs: Any) -> Audit:
+        """See `ShardedStep.audit`: of all stages together; transfers between them are no part."""
+        if args or kwargs:
+            self._runnable(self._arguments.call(args, kwargs))
+        current: Any = self._planned()
+        return current.audit()
+
+    def check(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises a PlanError: a pipeline is no one program."""
+        raise PlanError(
+            "step.check compares one program with another, and a pipeline is many; check the step "
+            "with pipeline=1, or compare results with those of jax.jit"
+        )
 
     def portable(self, state: Any) -> Any:
         """See `ShardedStep.portable`: from the stages' devices to all, which copies the state."""
