@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -16,7 +16,7 @@ from xshard.mpmd.lowered import LoweredPipeline
 from xshard.mpmd.plan import PipelinePlan
 from xshard.mpmd.portable import portable
 from xshard.mpmd.step import Pipeline
-from xshard.run.call import Call, kind
+from xshard.run.call import Call, as_tree, kind
 from xshard.run.step import StaleError
 from xshard.stages.staged import PER_MICROBATCH
 from xshard.verify.audit import Audit, audit
@@ -40,16 +40,19 @@ class MpmdRunnable:
     pipeline: Pipeline
     static: dict[int, Any]
     lead: tuple[Any, ...] = ()
+    takes_row: ClassVar[bool] = True
 
     @property
     def in_shardings(self) -> Any:
-        """Of the arguments."""
-        return jax.tree.unflatten(self.traced.in_tree, self.pipeline.in_shardings)
+        """Of the arguments; a list of leaves for a class that holds nothing but arrays."""
+        leaves = iter(self.pipeline.in_shardings)
+        trees = self.traced.in_tree.children()
+        return tuple(as_tree(t, [next(leaves) for _ in range(t.num_leaves)]) for t in trees)
 
     @property
     def out_shardings(self) -> Any:
-        """Of the result."""
-        return jax.tree.unflatten(self.traced.out_tree, self.pipeline.out_shardings)
+        """Of the result; a list of leaves for a class that holds nothing but arrays."""
+        return as_tree(self.traced.out_tree, self.pipeline.out_shardings)
 
     def __call__(self, *row: Any) -> Any:
         """Runs the step."""
@@ -65,6 +68,15 @@ class MpmdRunnable:
     def lower(self, _call: Call | None = None) -> LoweredPipeline:
         """All programs of this process's groups, lowered."""
         return LoweredPipeline(self.pipeline.lower(), lambda *given: self(*self._row(given)))
+
+    def taken(self, row: Sequence[Any], static: Container[int] = ()) -> Sequence[Any]:
+        """See `Runnable.taken`: a row is taken as it is."""
+        del static
+        return row
+
+    def returned(self, result: Any) -> Any:
+        """See `Runnable.returned`."""
+        return result
 
     def audit(self) -> Audit:
         """Planned against compiled collectives of a step, over all stages of this process's groups.
