@@ -1,24 +1,27 @@
 """Where the layers are cut into stages, and which of them are recomputed, by a search with a bound.
 
-The boundaries that have the least bound (`xshard.pipeline.bounds`) by what is known so far are
-planned next, until no bound is better than the best step. What is known of each stage from the
-start are its units, planned alone. Each stage is planned for its own least time.
+The boundaries that look best by what is known so far (`xshard.pipeline.bounds`) are planned next,
+until none looks better than the best step. What is known of each stage from the start are its
+units, planned alone. Each stage is planned for its own least time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil, inf
+from math import inf
 
 from xshard.pipeline.bounds import Bound, Counts, StageTable, spans
 from xshard.pipeline.cuts import Cuts
+from xshard.pipeline.recomputed import Recomputed
 from xshard.pipeline.solver import StagePlan, StagePlans, StageSolver, TooLargeError, part_ns_of
 from xshard.planning import ENOUGH_GAP
 from xshard.schedules import Schedule, Times, in_flight, simulate
 
-MOST_PLANNED = 6
+MOST_PLANNED = 4
 """Boundaries whose stages are planned."""
+MOST_PEAKS = 3
+"""Numbers of recomputed units whose memory is looked at for a stage."""
 MOST_TRIED = 100
 """Boundaries that are looked at, most of whose stages are known from others."""
 
@@ -60,6 +63,7 @@ class BoundarySearch:
     again: dict[Hashable, int] = field(default_factory=dict)
     too_large: list[TooLargeError] = field(default_factory=list)
     _plans: dict[tuple[Counts, Counts], StagePlans] = field(default_factory=dict)
+    _saved: dict[int, float | None] = field(default_factory=dict)
 
     def run(self, below: float = inf) -> Found | None:
         """The best boundaries; None if none give a step of less than so many ns.
@@ -70,9 +74,9 @@ class BoundarySearch:
         """
         self.cuts.cut.balanced(self.schedule.num_stages)
         table = self._table()
-        counts, bound = table.least((), self._at_least)
+        counts, guess = table.least((), self._at_least)
         planned = 0
-        while counts and bound < min(below, *self.tried.values(), inf) * (1 - ENOUGH_GAP):
+        while counts and guess < min(below, *self.tried.values(), inf) * (1 - ENOUGH_GAP):
             if any(key not in table.known for key in table.keys(counts)):
                 if planned == MOST_PLANNED:
                     break
@@ -81,8 +85,8 @@ class BoundarySearch:
             self.tried[counts] = self._step_ns(table.keys(counts))
             if len(self.tried) == MOST_TRIED:
                 break
-            counts, bound = table.least(self.tried, self._at_least)
-        self.bound_ns = bound
+            counts, guess = table.least(self.tried, self._at_least, expected=True)
+        self.bound_ns = table.least(self.tried, self._at_least)[1]
         return self._best(table, below)
 
     def _best(self, table: StageTable, below: float) -> Found | None:
@@ -136,8 +140,8 @@ class BoundarySearch:
             table.learn(s, *span, self._bound_of(made))
 
     def _recomputed(self, counts: Counts, table: StageTable) -> Counts:
-        """Of each stage, how many units are recomputed: as many as let its fastest specs fit."""
-        limit, stages = self.solver.memory_limit, range(len(counts))
+        """Of each stage, how many units are recomputed: as few as let its fastest specs fit."""
+        limit = self.solver.memory_limit
         if self.remat == "all":
             return counts
         known = [self.again.get(key) for key in table.keys(counts)]
@@ -145,15 +149,31 @@ class BoundarySearch:
         if self.remat == "none" or limit is None:
             return none
         kept = self.planned(counts, (0,) * len(counts))
-        peaks = [kept.loose(s).relaxed.peak_bytes if known[s] is None else 0 for s in stages]
-        if max(peaks) <= limit:
-            return none
-        every = self.planned(counts, counts)
-        found = list(none)
-        for s, (count, peak) in enumerate(zip(counts, peaks, strict=True)):
+        ranges: dict[int, Recomputed] = {}
+        for s, (count, k) in enumerate(zip(counts, known, strict=True)):
+            peak = kept.loose(s).relaxed.peak_bytes if k is None else 0
             if peak > limit:
-                saved = peak - every.loose(s).relaxed.peak_bytes
-                found[s] = min(count, ceil(count * (peak - limit) / saved)) if saved > 0 else 0
+                saved = self._saved.get(table.in_flight[s])
+                ranges[s] = Recomputed(count, limit, peak, saved)
+        return self._fitting(counts, none, ranges, table)
+
+    def _fitting(
+        self, counts: Counts, given: Counts, ranges: dict[int, Recomputed], table: StageTable
+    ) -> Counts:
+        """Looks at the peaks of some numbers of recomputed units, all open stages at a time."""
+        found = list(given)
+        for _ in range(MOST_PEAKS):
+            opened = [s for s, r in ranges.items() if not r.done]
+            if not opened:
+                break
+            for s in opened:
+                found[s] = ranges[s].guess()
+            plans = self.planned(counts, tuple(found))
+            for s in opened:
+                ranges[s].see(found[s], plans.loose(s).relaxed.peak_bytes)
+        for s, r in ranges.items():
+            found[s] = r.best()
+            self._saved.setdefault(table.in_flight[s], r.saved)
         return tuple(found)
 
     def planned(self, counts: Counts, recomputed: Counts) -> StagePlans:

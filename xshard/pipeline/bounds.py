@@ -11,7 +11,8 @@ boundaries in the order of this bound, and those that come first by their simula
 step with longer tasks ends before. Stages of equal units have one entry. One that was not planned
 is bounded by its units' sums, each of which was planned alone, without a memory limit: specs that
 the units of a stage must agree on, and memory, only add to that. What units share (masks) they have
-one by one in this sum, so it is scaled by the least ratio to it of what was planned.
+one by one in this sum, so it is scaled by the least ratio to it of what was planned. What to plan
+next goes by the mean ratio instead.
 """
 
 from __future__ import annotations
@@ -63,13 +64,15 @@ class StageTable:
       in_flight: by stage, the microbatches that it holds.
       alone: of each unit as a stage of its own.
       known: by `key`, of stages that were planned.
+      ratios: of these to their units' sums, by microbatches in flight: under a memory limit a stage
+        takes longer the more it holds.
     """
 
     contents: Sequence[Hashable]
     in_flight: Sequence[int]
     alone: Sequence[Bound]
     known: dict[Hashable, Bound] = field(default_factory=dict)
-    ratio: float = 1.0
+    ratios: dict[int, list[float]] = field(default_factory=dict)
     _ids: dict[Hashable, int] = field(default_factory=dict)
     _of: list[list[int]] = field(default_factory=list)
     _sums: dict[tuple[int, int], Bound] = field(default_factory=dict)
@@ -94,35 +97,45 @@ class StageTable:
     def learn(self, stage: int, start: int, stop: int, bound: Bound) -> None:
         """Enters a stage that was planned."""
         self.known[self.key(stage, start, stop)] = bound
-        self.ratio = min(self.ratio, bound.total_ns / max(self._sums[start, stop].total_ns, 1))
+        ratio = bound.total_ns / max(self._sums[start, stop].total_ns, 1)
+        self.ratios.setdefault(self.in_flight[stage], []).append(ratio)
 
-    def bound(self, stage: int, start: int, stop: int) -> Bound:
-        """Of units start:stop on a stage."""
+    def bound(self, stage: int, start: int, stop: int, *, expected: bool = False) -> Bound:
+        """Of units start:stop on a stage; `expected`: rather what it is going to take."""
         found = self.known.get(self.key(stage, start, stop))
-        return self._sums[start, stop].scaled(self.ratio) if found is None else found
+        if found is not None:
+            return found
+        ratios = [r for some in self.ratios.values() for r in some]
+        ratio = min((1.0, *ratios))
+        if expected and ratios:
+            alike = self.ratios.get(self.in_flight[stage], ratios)
+            ratio = sum(alike) / len(alike)
+        return self._sums[start, stop].scaled(ratio)
 
-    def bounds(self, counts: Counts) -> list[Bound]:
+    def bounds(self, counts: Counts, *, expected: bool = False) -> list[Bound]:
         """Of the stages that these boundaries give."""
-        return [self.bound(s, *ends) for s, ends in enumerate(spans(counts))]
+        return [self.bound(s, *ends, expected=expected) for s, ends in enumerate(spans(counts))]
 
     def keys(self, counts: Counts) -> list[Hashable]:
         """Of the stages that these boundaries give."""
         return [self.key(s, *ends) for s, ends in enumerate(spans(counts))]
 
     def least(
-        self, apart_from: Collection[Counts], step_ns: Callable[[Sequence[Bound]], float]
-    ) -> tuple[Counts, float]:
+        self, apart_from: Collection[Counts], step_ns: Callable[[Sequence[Bound]], float],
+        *, expected: bool = False,
+    ) -> tuple[Counts, float]:  # fmt: skip
         """The boundaries of the least bound, of all but some; () and infinity if there are none.
 
         Args:
           step_ns: the simulated time of a step with stages that take so long.
+          expected: by what stages are going to take, rather than by what they take at least.
         """
         seen: list[tuple[float, Counts]] = []
-        for bound, counts in _in_order(self):
+        for bound, counts in _in_order(self, expected):
             if seen and (seen[0][0] <= bound or len(seen) == MOST_REFINED):
                 return seen[0][1], min(seen[0][0], bound)
             if counts not in apart_from:
-                refined = max(bound, step_ns(self.bounds(counts)))
+                refined = max(bound, step_ns(self.bounds(counts, expected=expected)))
                 heapq.heappush(seen, (refined, counts))
         return (seen[0][1], seen[0][0]) if seen else ((), inf)
 
@@ -133,10 +146,10 @@ def spans(counts: Counts) -> list[tuple[int, int]]:
     return [(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
-def _in_order(table: StageTable) -> Iterator[tuple[float, Counts]]:
+def _in_order(table: StageTable, expected: bool) -> Iterator[tuple[float, Counts]]:
     """All boundaries, those of the least bound first: A*, whose estimate of the rest is exact."""
     n, stages = len(table.contents), len(table.in_flight)
-    stage = _totals(table)
+    stage = _totals(table, expected)
     rest = _rest(stage, n, stages)
     heap: list[tuple[float, Counts, float, float]] = [(rest[0][0], (), 0.0, 0.0)]
     while heap and heap[0][0] < inf:
@@ -153,10 +166,10 @@ def _in_order(table: StageTable) -> Iterator[tuple[float, Counts]]:
                 heapq.heappush(heap, (least, (*counts, stop - start), after, longest))
 
 
-def _totals(table: StageTable) -> Callable[[int, int, int], tuple[float, float]]:
+def _totals(table: StageTable, expected: bool) -> Callable[[int, int, int], tuple[float, float]]:
     @cache
     def of(stage: int, start: int, stop: int) -> tuple[float, float]:
-        bound = table.bound(stage, start, stop)
+        bound = table.bound(stage, start, stop, expected=expected)
         return bound.total_ns, bound.each_ns
 
     return of
