@@ -19,9 +19,10 @@ from xshard.making import Maker, PlannedStep, candidates_of, for_mesh, steps
 from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.plan import PipelinePlan
 from xshard.outer import Outer
+from xshard.pipeline.auto import AutoMaker, fastest
 from xshard.pipeline.search import PipelineSearch, donated_places, groups_of, read_stages
-from xshard.pipeline.step import pipelined, refuse_unused
-from xshard.place import Place, read_bytes, shapes_over
+from xshard.pipeline.step import PipelinedStep, pipeline_maker, refuse_unused
+from xshard.place import Place, mesh_shapes, read_bytes, shapes_over
 from xshard.plan.plan import Plan
 from xshard.plan_cache import PlanCacheOption
 from xshard.plan_cache import best as plan_cache_best
@@ -46,7 +47,7 @@ def auto_shard(
     microbatches: int | str = 1,
     batch_axes: Any = None,
     remat: str = "none",
-    pipeline: int = 1,
+    pipeline: int | str = 1,
     schedule: str = "auto",
     plan: Plan | None = None,
     cost_db: CostDb = None,
@@ -72,7 +73,7 @@ def auto_shard(
       remat: which layers keep only their input for the backward pass and are computed again there
         (docs/remat.md): "none", "all", or "auto", as many as make it fastest under the limit.
       pipeline: groups of devices that each hold some of the layers and pass microbatches on to each
-        other (docs/pipeline.md); 1: none.
+        other (docs/pipeline.md); 1: none; "auto": as many as are fastest, or none.
       schedule: of a pipeline: "gpipe", "1f1b", "interleaved", "zero_bubble", or "auto".
       plan: a plan made before (`Plan.load`), used instead of planning.
       cost_db: the database of measured costs: a path; None: the user's own; False: none.
@@ -92,20 +93,24 @@ def auto_shard(
     place = Place.of(mesh)
     arguments = Arguments(fun, static_argnums, donate_argnums)
     limit = place.memory_bytes if memory_limit is None else read_bytes(memory_limit)
+    staged = None
     if pipeline != 1:
         refuse_unused(
             in_specs=in_specs, out_specs=out_specs, plan=plan, profile=profile or None,
             cost_db=cost_db or None,
         )  # fmt: skip
-        return pipelined(
-            fun, arguments, place, pipeline, schedule, microbatches, batch_axes, time_limit, limit,
-            remat,
-        )  # fmt: skip
+        staged = pipeline_maker(
+            fun, place, pipeline, schedule, microbatches, batch_axes, time_limit, limit, remat
+        )
+        if pipeline != "auto":
+            return PipelinedStep(fun, arguments, staged)
     asked = Asked(place.cluster, place.shapes, in_specs, out_specs, limit, time_limit)
     given = _checked(plan, microbatches, remat)
-    costs = Costs(cost_db, False if given else profile)
+    costs = Costs(cost_db if staged is None else False, False if given or staged else profile)
     options = read_number(microbatches), batch_axes, read_remat(remat), plan_cache
     make = Maker(fun, place, asked, given, costs, *options)
+    if staged is not None:
+        return PipelinedStep(fun, arguments, AutoMaker(make, staged))
     return ShardedStep(fun, arguments, make)
 
 
@@ -166,12 +171,13 @@ def plan_pipeline(
     batch_axes: Any = None,
     time_limit: float = 60.0,
     remat: str = "none",
-) -> PipelinePlan:
+) -> PipelinePlan | Plan:
     """The plan of `fun(*avals)` in pipeline stages, for devices that need not be here.
 
     Args:
-      pipeline: the number of stages, each on as many neighbouring devices; "auto": each number from
-        2 on that the cluster can be cut into. Meshes of one and two axes are tried for a stage.
+      pipeline: groups of devices, each of as many neighbours; "auto": each number from 2 on that
+        the cluster can be cut into, and one program over all devices, whose `Plan` is given if it
+        is no slower. Meshes of one and two axes are tried for a group.
       schedule: as `auto_shard` takes it.
       microbatches: a number, or "auto": as many as make it fastest.
       remat: of each stage's layers (docs/pipeline.md): "none", "all", or "auto", as many as the
@@ -191,7 +197,12 @@ def plan_pipeline(
         traced, donated_places(traced, call), partial(groups_of, cluster),
         read_number(microbatches), schedule, batch_axes, limit, time_limit, read_remat(remat),
     )  # fmt: skip
-    return search.best(read_stages(pipeline, cluster)).plan
+    groups = read_stages(pipeline, cluster)
+    if pipeline != "auto":
+        return search.best(groups).plan
+    asked = Asked(cluster, mesh_shapes(cluster.num_devices), None, None, limit, time_limit)
+    options = search.microbatches, batch_axes, search.remat
+    return fastest(search, groups, Outer(candidates_of(traced, call, asked, *options)))
 
 
 def profile_steps(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 import xshard
 from models.gpt3.step import make_train_step
@@ -34,8 +35,9 @@ def test_gpt3_trains_as_on_one_device() -> None:
     steps = make_train_step(CONFIG)
     train, state = jit(steps.train), jit(steps.init)(jax.random.key(0))
     step: Any = xshard.auto_shard(
-        steps.train, 8, pipeline=2, microbatches=4, schedule="1f1b", donate_argnums=0
-    )
+        steps.train, Mesh(np.array(jax.devices()), ("d",)), pipeline=2, microbatches=4, schedule="1f1b",
+        donate_argnums=0,
+    )  # fmt: skip
     mine = step.init(steps.init, jax.random.key(0), _tokens(0))
     for i in range(2):
         state, metrics = train(state, _tokens(i))
@@ -49,6 +51,17 @@ def test_recomputed_layers_change_no_results() -> None:
     )
     assert_close(step(*args()), jax.jit(train(programs.skips))(*args()), 8.0)
     assert step.plan.recomputed == step.plan.layers
+
+
+@pytest.mark.parametrize(("microbatches", "kind"), [(1, xshard.Plan), (4, xshard.PipelinePlan)])
+def test_one_program_or_stages(microbatches: int, kind: type) -> None:
+    """Whichever is predicted to be faster runs, and computes the same."""
+    fun = train(programs.skips)
+    step: Any = xshard.auto_shard(
+        fun, 2, pipeline="auto", microbatches=microbatches, schedule="1f1b"
+    )
+    assert_close(step(*args()), jax.jit(fun)(*args()), 8.0)
+    assert isinstance(step.plan, kind)
 
 
 def test_a_plan_says_what_runs_where(tmp_path: Path) -> None:

@@ -57,16 +57,32 @@ def test_programs_of_a_microbatch_count_as_often_as_there_are() -> None:
         assert often == ({4} if many else {1})
 
 
-def test_numbers_of_stages_are_searched() -> None:
+def test_ways_to_run_a_step_are_searched() -> None:
     step, args = models.in_equinox()
     plan = xshard.plan_pipeline(
-        step, *args, cluster="v100-sxm2-32gb:4", microbatches=4, memory_limit="30GB"
+        step, *args, cluster="v100-sxm2-32gb:4", pipeline=2, microbatches="auto", schedule="auto"
     )
-    assert {t.stages for t in plan.trials} == {2, 4}
+    assert isinstance(plan, xshard.PipelinePlan)
+    assert {t.stages for t in plan.trials} == {2, 4}  # interleaved schedules have two on a group
+    assert {t.microbatches for t in plan.trials} >= {4, 8}
     assert plan.objective_ns in {t.time_ns for t in plan.trials if t.outcome == "planned"}
-    assert plan.bound_ns <= plan.objective_ns
+    assert 0 < plan.bound_ns <= plan.objective_ns
     assert sum(plan.layers) == 4
     assert "Ways to run the step" in str(plan)
+
+
+def test_one_program_is_among_the_candidates() -> None:
+    """Stages idle without microbatches; with some, they save collectives in each of them."""
+    step, args = models.in_equinox()
+    one, staged = (
+        xshard.plan_pipeline(step, *args, cluster="v100-sxm2-32gb:4", microbatches=m)
+        for m in (1, 4)
+    )
+    assert isinstance(one, xshard.Plan)
+    assert "stages are no faster" in str(one.notes)
+    assert isinstance(staged, xshard.PipelinePlan)
+    assert staged.trials[0].schedule == "none"
+    assert staged.objective_ns <= (staged.trials[0].time_ns or 0)
 
 
 def test_clusters_that_cannot_be_cut() -> None:

@@ -12,7 +12,7 @@ from xshard.pipeline.recomputed import Recomputed
     [
         ([100, 90, 80, 70, 60], 100, 1, 2),
         ([100, 90, 80, 70, 60], 75, 3, 2),
-        ([100, 60, 59, 58, 57], 75, 2, 2),  # the first saves most: one would do
+        ([100, 60, 59, 58, 57], 75, 2, 3),  # the first saves most: one would do
         ([100, 99, 98, 97, 40], 75, 4, 3),  # the last saves most
         ([100, 90, 80, 70, 60], 10, 4, 1),  # none fits: all come nearest
         ([100, 101, 102, 103, 104], 75, 0, 1),  # it does not help

@@ -21,6 +21,7 @@ class PipelineTrial:
     """A way to run the step in stages that was looked at.
 
     Attributes:
+      schedule: its name; "none" for one program over all devices.
       mesh: of each group of devices.
       outcome: "planned", "at least" (no plan is faster than that, which another was), or "does not
         fit" the memory limit.
@@ -30,9 +31,20 @@ class PipelineTrial:
     schedule: str
     stages: int
     microbatches: int
-    mesh: MeshShape
+    mesh: MeshShape | None
     outcome: str = ""
     time_ns: int | None = None
+
+    def row(self) -> tuple[str, ...]:
+        """For a table."""
+        mesh = "" if self.mesh is None else mesh_text(self.mesh)
+        time = "" if self.time_ns is None else duration(self.time_ns)
+        return self.schedule, str(self.stages), mesh, str(self.microbatches), self.outcome, time
+
+    def __str__(self) -> str:
+        schedule, stages, _, microbatches, outcome, time = self.row()
+        told = f"{outcome if outcome != 'planned' else ''} {time}".strip()
+        return f"{schedule} with {stages} stages, {microbatches} microbatches: {told}"
 
 
 @dataclass(frozen=True)
@@ -117,11 +129,7 @@ class PipelinePlan:
         """The stages, and what else was looked at."""
         if len(self.trials) < 2:
             return (self._table(),)
-        rows = tuple(
-            (t.schedule, str(t.stages), mesh_text(t.mesh), str(t.microbatches), t.outcome,
-             "" if t.time_ns is None else duration(t.time_ns))
-            for t in self.trials
-        )  # fmt: skip
+        rows = tuple(t.row() for t in self.trials)
         columns = ("schedule", ">stages", "mesh", ">microbatches", "outcome", ">time")
         return self._table(), Table("Ways to run the step", columns, rows, "")
 

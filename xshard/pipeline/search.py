@@ -58,6 +58,7 @@ class PipelineSearch:
         down as long as that is faster.
       schedule: a name, or "auto".
       remat: "none", "all" or "auto".
+      below: plans that take so many ns or more are not wanted.
       trials: what was looked at.
     """
 
@@ -70,6 +71,7 @@ class PipelineSearch:
     memory_limit: int | None = None
     time_limit_s: float = 60.0
     remat: str = "none"
+    below: float = inf
     trials: list[PipelineTrial] = field(default_factory=list)
     found: Best | None = None
     bound_ns: float = inf
@@ -162,7 +164,7 @@ class PipelineSearch:
             (shape, cluster, limit), StageSolver(shape, cluster, limit, self.time_limit_s)
         )
         search = BoundarySearch(cuts, schedule, solver, self.remat)
-        below = inf if self.found is None else self.found.plan.objective_ns
+        below = self.below if self.found is None else self.found.plan.objective_ns
         trial = PipelineTrial(schedule.name, schedule.num_stages, schedule.microbatches, shape)
         try:
             found = search.run(below)
@@ -177,7 +179,7 @@ class PipelineSearch:
         plan = pipeline_plan(found.plans, schedule, found.counts, found.recomputed)
         self.trials.append(replace(trial, outcome="planned", time_ns=plan.objective_ns))
         self.bound_ns = min(self.bound_ns, search.bound_ns)
-        if self.found is None or plan.objective_ns < below:
+        if plan.objective_ns < below:
             self.found = Best(plan, found.plans)
         return plan.objective_ns
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 from xshard.cost.cluster import Cluster
 from xshard.errors import MeshError, PipelineError, PlanError
-from xshard.ir.trace import Traced, trace
+from xshard.ir.trace import trace
 from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.layout import Layout, submeshes
 from xshard.mpmd.measure import StepProfile, measured
+from xshard.mpmd.plan import PipelineTrial
 from xshard.mpmd.runnable import MpmdRunnable
 from xshard.mpmd.step import Pipeline
-from xshard.pipeline.search import Best, PipelineSearch, donated_places, tied_places
-from xshard.place import Place
-from xshard.run.call import Arguments, Call
+from xshard.pipeline.search import PipelineSearch, donated_places, tied_places
+from xshard.place import Place, mesh_shapes
+from xshard.run.call import Call
 from xshard.run.hosts import confirm_text
 from xshard.schedules import SCHEDULES
 from xshard.sharded import ShardedStep
@@ -27,7 +29,7 @@ from xshard.verify.audit import Audit
 
 
 class PipelinedStep(ShardedStep):
-    """A `ShardedStep` whose arguments lie on the groups of devices of a pipeline."""
+    """A `ShardedStep` whose arguments may lie on the groups of devices of a pipeline."""
 
     def profile(self, *args: Any, **kwargs: Any) -> StepProfile:
         """Runs a step as a call does (donating as it does) and measures its tasks.
@@ -36,6 +38,8 @@ class PipelinedStep(ShardedStep):
         side. The first call with new shapes compiles, which is measured, too.
         """
         current: Any = self._runnable(self._arguments.call(args, kwargs))
+        if not isinstance(current, MpmdRunnable):
+            raise PlanError("the step runs as one program, without stages to measure")
         return measured(current.pipeline, current.plan, lambda: self(*args, **kwargs))
 
     def audit(self, *args: Any, **kwargs: Any) -> Audit:
@@ -43,10 +47,14 @@ class PipelinedStep(ShardedStep):
         if args or kwargs:
             self._runnable(self._arguments.call(args, kwargs))
         current: Any = self._planned()
+        if not isinstance(current, MpmdRunnable):
+            return super().audit()
         return current.audit()
 
     def check(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises a PlanError: a pipeline is no one program."""
+        """As `ShardedStep.check`; raises a PlanError in stages, which are no one program."""
+        if not isinstance(self._runnable(self._arguments.call(args, kwargs)), MpmdRunnable):
+            return super().check(*args, **kwargs)
         raise PlanError(
             "step.check compares one program with another, and a pipeline is many; check the step "
             "with pipeline=1, or compare results with those of jax.jit"
@@ -55,13 +63,19 @@ class PipelinedStep(ShardedStep):
     def portable(self, state: Any) -> Any:
         """See `ShardedStep.portable`: from the stages' devices to all, which copies the state."""
         current: Any = self._planned()
+        if not isinstance(current, MpmdRunnable):
+            return super().portable(state)
         return current.portable(state)
 
     def _placed(self, current: Any, call: Call) -> tuple[Any, ...]:
+        if not isinstance(current, MpmdRunnable):
+            return super()._placed(current, call)
         return current.placed(call.row)
 
-    def _created(self, init_fn: Callable[..., Any], args: Sequence[Any]) -> Any:
+    def _created(self, init_fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         current: Any = self._planned()
+        if not isinstance(current, MpmdRunnable):
+            return super()._created(init_fn, args)
         return current.create(init_fn, args)
 
 
@@ -70,13 +84,13 @@ class PipelineMaker:
     """Makes the pipeline of each call that is unlike those before.
 
     Attributes:
-      groups: of devices, which the place is cut into.
+      groups: of devices, which the place is cut into; or "auto".
       schedule: a name in `SCHEDULES`, or "auto".
     """
 
     fun: Callable[..., Any]
     place: Place
-    groups: int
+    groups: Any
     schedule: str
     microbatches: int | str
     batch_axes: Any = None
@@ -90,34 +104,64 @@ class PipelineMaker:
         Raises:
           XshardError: the step cannot be cut so.
         """
+        search = self.search(call)
+        search.best((self.groups,))
+        return self.made(call, search)
+
+    def search(self, call: Call, below: float = inf) -> PipelineSearch:
+        """The search for a call's plan, which has not looked at anything yet."""
         traced = trace(call.on_row(self.fun), call.row, call.static, call.labels)
-        search = PipelineSearch(
+        return PipelineSearch(
             traced, donated_places(traced, call), self._devices, self.microbatches, self.schedule,
-            self.batch_axes, self.memory_limit, self.time_limit_s, self.remat,
+            self.batch_axes, self.memory_limit, self.time_limit_s, self.remat, below,
         )  # fmt: skip
-        made = self._made(traced, call, search.best((self.groups,)))
-        confirm_text(f"{made.plan.schedule}\n{made.plan.layers}\n{made.in_shardings}")
+
+    def made(
+        self, call: Call, search: PipelineSearch, trials: tuple[PipelineTrial, ...] = ()
+    ) -> MpmdRunnable:
+        """The best pipeline of a search; `trials`: what else was looked at."""
+        plan, traced = search.plan(), search.traced
+        plan = replace(plan, trials=(*trials, *plan.trials))
+        assert search.found is not None
+        stages = search.found.stages
+        meshes = self._meshes(plan.schedule.num_groups, plan.mesh)
+        pipeline = Pipeline(
+            stages.staged, plan.schedule, Layout(meshes, *stages.layout(meshes)),
+            tied_places(traced), donated_places(traced, call),
+            self.place.compiler_options(self.memory_limit, recomputes=any(plan.recomputed)),
+        )  # fmt: skip
+        made = MpmdRunnable(plan, traced, pipeline, {i: call.row[i] for i in call.static})
+        confirm_text(f"{plan.schedule}\n{plan.layers}\n{made.in_shardings}")
         return made
 
-    def _made(self, traced: Traced, call: Call, best: Best) -> MpmdRunnable:
-        meshes, stages = self._meshes(best.plan.schedule.num_groups), best.stages
-        pipeline = Pipeline(
-            stages.staged, best.plan.schedule, Layout(meshes, *stages.layout(meshes)),
-            tied_places(traced), donated_places(traced, call),
-            self.place.compiler_options(
-                self.memory_limit, recomputes=any(best.plan.recomputed)
-            ),
-        )  # fmt: skip
-        return MpmdRunnable(best.plan, traced, pipeline, {i: call.row[i] for i in call.static})
+    def numbers(self) -> list[int]:
+        """Of groups, more than one, into which the devices can be cut."""
+        found: list[int] = []
+        for n in range(2, self.place.devices.size + 1):
+            try:
+                self._meshes(n)
+            except MeshError:
+                continue
+            found.append(n)
+        return found
 
     def _devices(self, groups: int) -> list[tuple[MeshShape, Cluster]]:
-        """The shape of a group's mesh, and its devices as a cluster."""
+        """The shapes of a group's mesh, and its devices as a cluster."""
         first = self._meshes(groups)[0]
-        shape = MeshShape(first.axis_names, first.devices.shape)
-        return [(shape, replace(self.place, devices=first.devices).cluster)]
+        cluster = replace(self.place, devices=first.devices).cluster
+        if len(self.place.shapes) > 1:
+            return [(shape, cluster) for shape in mesh_shapes(first.devices.size)]
+        return [(MeshShape(first.axis_names, first.devices.shape), cluster)]
 
-    def _meshes(self, groups: int) -> tuple[Mesh, ...]:
-        return submeshes(self.place.devices, self.place.shapes[0].names, groups)
+    def _meshes(self, groups: int, shape: MeshShape | None = None) -> tuple[Mesh, ...]:
+        """Equal parts of the place, in their own shape or in another."""
+        found = submeshes(self.place.devices, self.place.shapes[0].names, groups)
+        if shape is None:
+            return found
+        kinds = (AxisType.Auto,) * len(shape.names)
+        return tuple(
+            Mesh(mesh.devices.reshape(shape.sizes), shape.names, axis_types=kinds) for mesh in found
+        )
 
 
 def refuse_unused(**options: Any) -> None:
@@ -129,26 +173,28 @@ def refuse_unused(**options: Any) -> None:
             )
 
 
-def pipelined(
-    fun: Callable[..., Any], arguments: Arguments, place: Place, groups: int, schedule: str,
-    microbatches: Any, batch_axes: Any, time_limit_s: float, memory_limit: int | None, remat: str,
-) -> PipelinedStep:  # fmt: skip
-    """The step as a pipeline over groups of a place's devices.
+def pipeline_maker(
+    fun: Callable[..., Any], place: Place, groups: Any, schedule: str, microbatches: Any,
+    batch_axes: Any, time_limit_s: float, memory_limit: int | None, remat: str,
+) -> PipelineMaker:  # fmt: skip
+    """Makes the step as a pipeline over groups of a place's devices.
 
     Raises:
       PipelineError: an option is not what it may be.
       MeshError: the devices cannot be cut into so many groups.
     """
-    if type(groups) is not int or groups < 1:
-        raise PipelineError(f"pipeline={groups!r} is no number of groups of devices from 1 on")
+    if groups != "auto" and (type(groups) is not int or groups < 1):
+        raise PipelineError(
+            f'pipeline={groups!r} is no number of groups of devices from 1 on, nor "auto"'
+        )
     if schedule != "auto" and schedule not in SCHEDULES:
         known = ", ".join(map(repr, SCHEDULES))
         raise PipelineError(f"schedule={schedule!r} is unknown; use 'auto' or one of {known}")
     if place.explicit is not None:
         raise MeshError("a pipeline needs a mesh with Auto axes; make it with AxisType.Auto")
-    submeshes(place.devices, place.shapes[0].names, groups)
-    make = PipelineMaker(
+    if groups != "auto":
+        submeshes(place.devices, place.shapes[0].names, groups)
+    return PipelineMaker(
         fun, place, groups, schedule, read_number(microbatches), batch_axes, time_limit_s,
         memory_limit, read_remat(remat),
     )  # fmt: skip
-    return PipelinedStep(fun, arguments, make)
