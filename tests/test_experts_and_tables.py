@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import xshard
+from tests.api.oracles import assert_same
 
 EXPERTS, ROWS = 8, 32
 
@@ -55,12 +56,39 @@ def test_large_experts_are_split_and_tokens_travel(
     assert (split, travel) == ([parallel] * 2, parallel)
 
 
-def test_a_table_that_does_not_fit_is_split_by_rows_where_columns_do_not_divide() -> None:
-    def step(table: Any, ids: Any) -> Any:
-        loss, grad = jax.value_and_grad(lambda t: (t[ids].sum(1) ** 2).mean())(table)
-        return table - 0.1 * grad, loss
+def test_experts_on_eight_devices_compute_what_one_does(mesh: Any) -> None:
+    """The tokens' all-to-alls are those of the plan, to the byte."""
+    width, inner = 128, 1024
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "router": jax.random.normal(keys[0], (width, EXPERTS)),
+        "up": jax.random.normal(keys[1], (EXPERTS, width, inner)) * width**-0.5,
+        "down": jax.random.normal(keys[2], (EXPERTS, inner, width)) * inner**-0.5,
+    }
+    step = assert_same(moe_step, (params, jax.random.normal(keys[3], (ROWS, 16, width))), mesh(8))
+    assert step.in_shardings[0]["up"].spec == step.in_shardings[0]["down"].spec
+    assert step.in_shardings[0]["up"].spec[0] == "x"
+    audit = step.audit()
+    assert any(row.kind == "all-to-all" and row.compiled_bytes for row in audit.rows)
+    assert audit.ok(), str(audit)
 
+
+def look_up_step(table: Any, ids: Any) -> Any:
+    loss, grad = jax.value_and_grad(lambda t: (t[ids].sum(1) ** 2).mean())(table)
+    return table - 0.1 * grad, loss
+
+
+def test_rows_of_a_table_on_eight_devices_compute_what_one_does(mesh: Any) -> None:
+    table = jax.random.normal(jax.random.key(0), (40_000, 3))
+    ids = jax.random.randint(jax.random.key(1), (64, 4), 0, 40_000)
+    step = assert_same(look_up_step, (table, ids), mesh(8), memory_limit="300kB")
+    assert step.plan.arguments[0].spec == ((0,), ())
+    audit = step.audit()
+    assert audit.ok(), str(audit)
+
+
+def test_a_table_that_does_not_fit_is_split_by_rows_where_columns_do_not_divide() -> None:
     args = array(80_000_000, 12), array(4096, 32, dtype=jnp.int32)
-    plan = xshard.plan(step, *args, cluster="h100-80gb:1x8", mesh=(8,), memory_limit="2GB")
+    plan = xshard.plan(look_up_step, *args, cluster="h100-80gb:1x8", mesh=(8,), memory_limit="2GB")
     assert plan.arguments[0].spec == ((0,), ())
     assert plan.peak_bytes < 2e9

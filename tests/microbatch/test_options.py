@@ -30,7 +30,7 @@ def test_sharded_steps_compute_the_same(
     )
     assert step.plan.microbatches == number
     audit = step.audit()
-    assert audit.ok, str(audit)
+    assert audit.ok(), str(audit)
 
 
 @pytest.mark.parametrize(
