@@ -22,7 +22,7 @@ from xshard.outer import Outer
 from xshard.pipeline.auto import AutoMaker, fastest
 from xshard.pipeline.search import PipelineSearch, donated_places, groups_of, read_stages
 from xshard.pipeline.step import PipelinedStep, pipeline_maker, refuse_unused
-from xshard.place import Place, mesh_shapes, read_bytes, shapes_over
+from xshard.place import MeshLike, Place, mesh_shapes, read_bytes, shapes_over
 from xshard.plan.plan import Plan
 from xshard.plan_cache import PlanCacheOption
 from xshard.plan_cache import best as plan_cache_best
@@ -118,7 +118,7 @@ def plan(
     fun: Callable[..., Any],
     *avals: Any,
     cluster: str | Cluster,
-    mesh: MeshShape | Sequence[int] | None = None,
+    mesh: MeshLike | None = None,
     memory_limit: int | float | str | None = None,
     in_specs: Any = None,
     out_specs: Any = None,
@@ -136,7 +136,8 @@ def plan(
     Args:
       avals: arrays or `jax.ShapeDtypeStruct`s, as the function takes them.
       cluster: such as "v100-sxm2-32gb:2x8" (hosts × devices per host).
-      mesh: a `MeshShape`, or sizes; None: xshard tries all shapes of one and two axes.
+      mesh: sizes, names with sizes, or a mesh of JAX, whose devices do not matter; None: xshard
+        tries all shapes of one and two axes.
       memory_limit: bytes per device or "30GB"; by default what the device has.
       donate_argnums: by default the first argument, the state.
       cost_db: measurements of such devices, where there are any: as for `auto_shard`.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from xshard.cost.cluster import Cluster
 from xshard.errors import MeshError
@@ -105,21 +106,45 @@ class Place:
         return hosts if self.devices.size % hosts == 0 else 1
 
 
-def shapes_over(mesh: MeshShape | Sequence[int] | None, cluster: Cluster) -> list[MeshShape]:
+MeshLike = MeshShape | Mesh | AbstractMesh | Mapping[str, int] | Sequence[int]
+"""A mesh without its devices: names and sizes, or sizes alone."""
+
+
+def shapes_over(mesh: MeshLike | None, cluster: Cluster) -> list[MeshShape]:
     """The stated mesh, or all that are tried over a cluster.
 
     Raises:
-      MeshError: the mesh has another number of devices.
+      MeshError: it is no mesh, or has another number of devices.
     """
     if mesh is None:
         return mesh_shapes(cluster.num_devices)
-    shape = mesh if isinstance(mesh, MeshShape) else named(tuple(mesh))
+    shape = shape_of(mesh)
     if shape.num_devices != cluster.num_devices:
         raise MeshError(
             f"the mesh {shape} has {shape.num_devices} devices, the cluster {cluster} has "
             f"{cluster.num_devices}; make them equal"
         )
     return [shape]
+
+
+def shape_of(mesh: MeshLike) -> MeshShape:
+    """The names and sizes of a mesh; of sizes alone, with the usual names.
+
+    Raises:
+      MeshError: it is no mesh.
+    """
+    if isinstance(mesh, MeshShape):
+        return mesh
+    axes: Any = mesh.shape if isinstance(mesh, Mesh | AbstractMesh) else mesh
+    try:
+        if isinstance(axes, Mapping):
+            return MeshShape(tuple(axes), tuple(operator.index(n) for n in axes.values()))
+        return named(tuple(operator.index(n) for n in axes))
+    except (TypeError, ValueError) as error:
+        raise MeshError(
+            f"mesh={mesh!r} is no mesh; write sizes such as (2, 4), names and sizes such as "
+            "{'data': 2, 'model': 4}, or give a jax.sharding.Mesh"
+        ) from error
 
 
 def mesh_shapes(devices: int) -> list[MeshShape]:

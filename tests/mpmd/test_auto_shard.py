@@ -35,8 +35,8 @@ def test_gpt3_trains_as_on_one_device() -> None:
     steps = make_train_step(CONFIG)
     train, state = jit(steps.train), jit(steps.init)(jax.random.key(0))
     step: Any = xshard.auto_shard(
-        steps.train, Mesh(np.array(jax.devices()), ("d",)), pipeline=2, microbatches=4, schedule="1f1b",
-        donate_argnums=0,
+        steps.train, Mesh(np.array(jax.devices()), ("d",)), pipeline=2, microbatches=4,
+        schedule="1f1b", donate_argnums=0,
     )  # fmt: skip
     mine = step.init(steps.init, jax.random.key(0), _tokens(0))
     for i in range(2):

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import xshard
 from tests.steps import array
@@ -72,6 +75,35 @@ def test_the_command_line(cpu: Plan, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert record["compiled"]["total"] > 0
     assert cli.main([*line, "--cluster", "abacus:8"]) == 2
     assert "no device table 'abacus'" in capsys.readouterr().err
+
+
+def scanned(w: Any, x: jax.Array) -> Any:
+    """Four layers in a loop, and their gradient's descent."""
+
+    def loss(w: Any) -> jax.Array:
+        def layer(h: jax.Array, one: Any) -> Any:
+            return h + jnp.tanh(h @ one["up"]) @ one["down"], None
+
+        return jnp.mean(jax.lax.scan(layer, x, w)[0] ** 2)
+
+    value, slopes = jax.value_and_grad(loss)(w)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, w, slopes), value
+
+
+@pytest.mark.parametrize("mesh", [(2, 4), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "up", [P(None, "a", None), P(None, "b", "a"), P(None, None, ("a", "b"))], ids=str
+)
+def test_loops_do_what_is_planned_whatever_is_pinned(mesh: tuple[int, ...], up: P | None) -> None:
+    """Tiles in another order than the mesh's axes included."""
+    w = {"up": array(4, 256, 512), "down": array(4, 512, 256)}
+    names = dict(zip("abc", mesh, strict=False))
+    plan = xshard.plan(
+        scanned, w, array(512, 256), cluster="cpu:8", mesh=names,
+        in_specs=({"up": up, "down": None}, None),
+    )  # fmt: skip
+    found = xshard.verify(plan)
+    assert found.audit.ok(), found.audit
 
 
 GOLDEN = """\
