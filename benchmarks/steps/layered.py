@@ -13,16 +13,16 @@ import optax
 from models.gpt3.config import TINY
 from models.gpt3.step import make_train_step
 
-BATCH, LENGTH, WIDTH, VOCAB, LAYERS = 16, 8, 16, 32, 8
+BATCH, LENGTH, WIDTH, VOCAB, LAYERS = 16, 8, 16, 32, 4
 Case = tuple[Callable[..., Any], Any, Any]
 """The step, its first state and a batch."""
 ADAM = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2))
 
 
-def gpt3(layers: str) -> Case:
-    """GPT-3 with its layers unrolled or scanned, without dropout."""
+def gpt3(layers: str, number: int) -> Case:
+    """GPT-3 with so many layers, unrolled or scanned, without dropout."""
     config = TINY.replace(
-        num_layers=LAYERS, hidden=WIDTH, num_heads=2, batch=BATCH, seq_len=LENGTH, vocab=VOCAB,
+        num_layers=number, hidden=WIDTH, num_heads=2, batch=BATCH, seq_len=LENGTH, vocab=VOCAB,
         dropout=0.0, dtype="float32", layers=layers, warmup_steps=1,
     )  # fmt: skip
     steps = make_train_step(config)
@@ -74,8 +74,8 @@ def encoder_decoder() -> Case:
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    "GPT-3 unrolled": lambda: gpt3("unrolled"),
-    "GPT-3 scanned": lambda: gpt3("scanned"),
+    "GPT-3 unrolled": lambda: gpt3("unrolled", LAYERS),
+    "GPT-3 scanned": lambda: gpt3("scanned", 2 * LAYERS),
     "encoder-decoder": encoder_decoder,
     "tied weights": tied,
     "skips": skips,

@@ -130,6 +130,22 @@ def two_stacks() -> Case:
     return case(init, loss)
 
 
+def sliced() -> Case:
+    """Layers one by one over stacked weights; the last reads the first's bias again."""
+
+    def init(rng: Any) -> Any:
+        layers = jax.tree.map(lambda *x: jnp.stack(x), *(layer(rng) for _ in range(3)))
+        return {"table": weights(rng, VOCAB, WIDTH), "layers": layers}
+
+    def loss(p: Any, b: Any) -> Any:
+        x = p["table"][b["x"]]
+        for i in range(3):
+            x = apply(jax.tree.map(lambda stack, i=i: stack[i], p["layers"]), x)
+        return cross_entropy((x + p["layers"]["bias"][0]) @ p["table"].T, b["y"])
+
+    return case(init, loss)
+
+
 def plain() -> Case:
     """A plain network whose widths differ, with a temperature that is a parameter."""
     widths = (LENGTH, 24, 12, 8, VOCAB)

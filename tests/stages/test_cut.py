@@ -47,6 +47,7 @@ def test_any_step_in_microbatches(loss: Any) -> None:
         (models.skips, 4, [(1, 7), (3, 3, 2)]),
         (models.encoder_decoder, 2, [(3, 4, 4)]),
         (models.two_stacks, 2, [(1, 3, 1)]),
+        (models.sliced, 2, [(3, 4)]),
     ],
     ids=lambda x: getattr(x, "__name__", None),
 )
@@ -70,6 +71,23 @@ def test_layers_of_a_scan_live_on_their_stages() -> None:
     for pieces in apart:
         assert [(p.start, p.stop) for p in pieces] == [(0, 1), (1, 2), (2, 3)]
         assert [cut.homes[p.value] for p in pieces] == [0, 1, 2]
+
+
+def test_slices_of_stacked_weights_live_where_they_are_read() -> None:
+    """The second stage begins between the second layer's attention and its MLP."""
+    step, args = models.sliced()
+    cut = cuttable_step(step, args, 2).into((3, 4))
+    apart = {
+        path[-1].key: [(p.start, p.stop, cut.homes[p.value]) for p in pieces]
+        for (path, _), pieces in zip(
+            jax.tree_util.tree_leaves_with_path(args), cut.inputs, strict=True
+        )
+        if len(pieces) > 1
+    }
+    mlp = [(0, 1, 0), (1, 3, 1)]
+    assert apart == {"bias": mlp, "down": mlp, "up": mlp, "qkv": [(0, 2, 0), (2, 3, 1)]}
+    sums = [cut.avals[t.total].shape for t in cut.totals]
+    assert not any(shape[0] == 3 for shape in sums if shape)  # none is of the whole stack
 
 
 def test_a_tied_gradient_is_summed_on_each_stage() -> None:

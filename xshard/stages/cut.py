@@ -18,6 +18,7 @@ from xshard.stages.kinds import Kinds, free_values
 from xshard.stages.once import place_once
 from xshard.stages.programs import Slot, programs_of
 from xshard.stages.recompute import recompute
+from xshard.stages.slices import slices_of
 from xshard.stages.spread import split_totals, spread
 from xshard.stages.staged import Part, Piece, Staged
 from xshard.stages.units import Unit, balanced, contents_of, units_of
@@ -65,13 +66,14 @@ class Cuttable:
             if unit.layer:
                 cuts.setdefault(self.body.forward[unit.start], []).append(unit.layer)
         chosen = list(_chosen(counts, recomputed))
-        if not cuts:
+        sliced = slices_of(self.flat, self.body.forward, [u.start for u in first])
+        if not cuts and not sliced:
             alone = {n: [n] for n in self.body.forward}
             again = [self._made(k, alone) for k in chosen]
             starts = [u.start for u in first]
             return _staged(self.flat, self.body, starts, split_backward, again)
         bounds = {n: (0, *layers, n.eqn.params["length"]) for n, layers in cuts.items()}
-        flat, stand_for = unstack(self.flat, bounds)
+        flat, stand_for = unstack(self.flat, bounds, sliced)
         body = body_of(flat, self.kinds, free_values(flat, self.kinds))
         starts = [self._begins(u, cuts, stand_for, body) for u in first]
         again = [self._made(k, stand_for) for k in chosen]

@@ -9,12 +9,14 @@ pieces are put together for it; where it sums over the layers, the pieces' sums 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from xshard._jax import Literal, Var, scan_counts
 from xshard.microbatch.accumulate import COMBINE
@@ -22,20 +24,9 @@ from xshard.microbatch.factor import Use, backward, forward
 from xshard.microbatch.resize import resized
 from xshard.microbatch.status import FULL, CoupledError, Partial, Rows, Status
 from xshard.stages.flat import Atom, Flat, Node
+from xshard.stages.pieces import LAYERS, Bounds, Local, Split, is_simple, is_zero, with_layers
+from xshard.stages.slices import rows_of
 from xshard.stages.staged import Piece
-
-Bounds = tuple[int, ...]
-"""Piece i of something that has `bounds[-1]` layers has the layers `bounds[i]:bounds[i + 1]`."""
-_LAYERS = Rows(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """An array's pieces, by value id."""
-
-    rows: Rows
-    bounds: Bounds
-    pieces: tuple[int, ...]
 
 
 def stacks_of(flat: Flat) -> list[Node]:
@@ -50,21 +41,29 @@ def stacks_of(flat: Flat) -> list[Node]:
     return [n for n in flat.body if n.eqn.primitive.name == "scan" and over_weights(n)]
 
 
-def unstack(flat: Flat, cuts: Mapping[Node, Bounds]) -> tuple[Flat, dict[Node, list[Node]]]:
-    """The step with these scans split; and which nodes stand for each of its nodes."""
-    return _Unstacker(flat, cuts).run()
+def unstack(
+    flat: Flat, cuts: Mapping[Node, Bounds], arguments: Mapping[int, Sequence[int]]
+) -> tuple[Flat, dict[Node, list[Node]]]:
+    """The step with these scans and arguments split; and which nodes stand for each of its nodes.
+
+    Args:
+      arguments: those that no scan goes over, but of which layers read slices.
+    """
+    return _Unstacker(flat, cuts, {v: tuple(bounds) for v, bounds in arguments.items()}).run()
 
 
 @dataclass(slots=True)
 class _Unstacker:
     old: Flat
     cuts: Mapping[Node, Bounds]
+    arguments: Mapping[int, Bounds]
     new: Flat = field(init=False)
     splits: dict[int, Split] = field(default_factory=dict)
     wholes: dict[int, int] = field(default_factory=dict)
     makers: dict[int, tuple[Node, list[Node]]] = field(default_factory=dict)
     lists: dict[int, list[Node]] = field(default_factory=dict)
     stand_for: dict[Node, list[Node]] = field(default_factory=dict)
+    zeros: set[int] = field(default_factory=set)
 
     def run(self) -> tuple[Flat, dict[Node, list[Node]]]:
         old = self.old
@@ -73,6 +72,8 @@ class _Unstacker:
             pieces=dict(old.pieces),
         )  # fmt: skip
         self.wholes = {v: v for v in old.inputs}
+        for v, bounds in self.arguments.items():
+            self.splits[v] = Split(LAYERS, bounds, self._input(v, bounds))
         for nodes, into in ((old.before, self.new.before), (old.body, self.new.body)):
             for node in nodes:
                 self._visit(node, into)
@@ -90,11 +91,79 @@ class _Unstacker:
         bounds = self.cuts.get(node) or self._scanned(node)
         if bounds is not None:
             self._scan(node, bounds, into)
-        elif not self._in_pieces(node, into):
+        elif not any(way(node, into) for way in self._ways):
             ins = [a if isinstance(a, Literal) else self._whole(a, into) for a in node.ins]
             into.append(Node(node.eqn, tuple(ins), node.outs))
             self.wholes.update(zip(node.outs, node.outs, strict=True))
         self.stand_for[node] = into[first:]
+
+    @property
+    def _ways(self) -> tuple[Callable[[Node, list[Node]], bool], ...]:
+        """How an op may run on pieces; each says whether it did."""
+        return self._slice, self._pad, self._sum, self._in_pieces
+
+    def _slice(self, node: Node, into: list[Node]) -> bool:
+        """Takes rows of the piece that has them all."""
+        rows = rows_of(self.old, node)
+        split = self.splits.get(node.reads[0]) if rows else None
+        if rows is None or split is None or split.rows != LAYERS:
+            return False
+        for piece, (a, b) in zip(split.pieces, pairwise(split.bounds), strict=True):
+            if a <= rows[0] and rows[1] <= b:
+                params = node.eqn.params
+                start, stop = params["start_indices"], params["limit_indices"]
+                moved = {"start_indices": (rows[0] - a, *start[1:]),
+                         "limit_indices": (rows[1] - a, *stop[1:])}  # fmt: skip
+                outs = [self.old.avals[v] for v in node.outs]
+                [made] = self._add(node, {**params, **moved}, [piece], outs, into)
+                self.wholes[node.outs[0]] = made
+                return True
+        return False
+
+    def _pad(self, node: Node, into: list[Node]) -> bool:
+        """The transpose of a slice: rows of the piece that they belong to, zeros in the others."""
+        if node.eqn.primitive.name != "pad" or not is_zero(node.ins[1]):
+            return False
+        aval = self.old.avals[node.outs[0]]
+        known = {b for v, b in self.arguments.items() if self.old.avals[v].shape == aval.shape}
+        (low, high, inner), *others = node.eqn.params["padding_config"]
+        rows = low, aval.shape[0] - high
+        if len(known) != 1 or inner or low < 0 or high < 0 or any(map(any, others)):
+            return False
+        [bounds] = known
+        if not any(a <= rows[0] and rows[1] <= b for a, b in pairwise(bounds)):
+            return False
+        operand = self._shared(node.ins[0], into)
+        pieces: list[int] = []
+        for a, b in pairwise(bounds):
+            kind = with_layers(aval, b - a)
+            if a <= rows[0] and rows[1] <= b:
+                config = ((rows[0] - a, b - rows[1], 0), *others)
+                changed = {**node.eqn.params, "padding_config": config}
+                pieces += self._add(node, changed, [operand, node.ins[1]], [kind], into)
+            else:
+                pieces += self.new.traced(partial(jnp.zeros, kind.shape, kind.dtype), (), into)
+                self.zeros.add(pieces[-1])
+        self.splits[node.outs[0]] = Split(LAYERS, bounds, tuple(pieces))
+        return True
+
+    def _sum(self, node: Node, into: list[Node]) -> bool:
+        """Adds pieces of which some are nothing but zeros."""
+        splits = [self.splits.get(v) for v in node.reads]
+        if node.eqn.primitive.name not in ("add", "add_any") or len(splits) != 2:
+            return False
+        a, b = splits
+        if a is None or b is None or (a.rows, a.bounds) != (b.rows, b.bounds):
+            return False
+        if self.zeros.isdisjoint((*a.pieces, *b.pieces)):
+            return False
+        pieces = [
+            y if x in self.zeros else x if y in self.zeros
+            else self._add(node, node.eqn.params, [x, y], [self.new.avals[x]], into)[0]
+            for x, y in zip(a.pieces, b.pieces, strict=True)
+        ]  # fmt: skip
+        self.splits[node.outs[0]] = replace(a, pieces=tuple(pieces))
+        return True
 
     def _scanned(self, node: Node) -> Bounds | None:
         """The bounds of a scan that goes over pieces: the backward pass of one that is split."""
@@ -103,7 +172,7 @@ class _Unstacker:
         rows = node.ins[sum(scan_counts(node.eqn.params)) :]
         found = {
             s.bounds for a in rows if isinstance(a, int) and (s := self.splits.get(a))
-            and s.rows == _LAYERS and s.bounds[-1] == node.eqn.params["length"]
+            and s.rows == LAYERS and s.bounds[-1] == node.eqn.params["length"]
         }  # fmt: skip
         return found.pop() if len(found) == 1 else None
 
@@ -120,7 +189,7 @@ class _Unstacker:
             length = bounds[i + 1] - bounds[i]
             ins = [*shared[:consts], *carry, *(r[i] for r in rows)]
             outs = [self.old.avals[v] for v in node.outs]
-            outs[carries:] = [_with_layers(a, length) for a in outs[carries:]]
+            outs[carries:] = [with_layers(a, length) for a in outs[carries:]]
             unroll = min(params["unroll"], length)
             changed = dict(params, length=length, unroll=unroll)
             made = self._add(node, changed, ins, outs, into)
@@ -129,7 +198,7 @@ class _Unstacker:
                 stacked[k][i] = v
         self.wholes.update(zip(node.outs[:carries], carry, strict=True))  # type: ignore[arg-type]
         for v, pieces in zip(node.outs[carries:], stacked, strict=True):
-            self.splits[v] = Split(_LAYERS, bounds, tuple(pieces))
+            self.splits[v] = Split(LAYERS, bounds, tuple(pieces))
 
     def _add(
         self, node: Node, params: dict[str, Any], ins: Sequence[Atom], outs: Sequence[Any],
@@ -155,7 +224,7 @@ class _Unstacker:
             use = forward(node.eqn, [s.rows if s else FULL for s in known], b[-1])
         except CoupledError:
             return False
-        if not all(_is_simple(s) for s in (*use.ins, *use.outs)):
+        if not all(is_simple(s) for s in (*use.ins, *use.outs)):
             return False
         self._by_use(node, use, b, into)
         return True
@@ -164,7 +233,7 @@ class _Unstacker:
         ins = [self._read(a, s, bounds, into) for a, s in zip(node.ins, use.ins, strict=True)]
         parts: list[tuple[int, ...]] = []
         for i, (start, stop) in enumerate(pairwise(bounds)):
-            local = _Local(bounds[-1], stop - start)
+            local = Local(bounds[-1], stop - start)
             params = resized(node.eqn, use, local.shape)
             outs = [
                 self.old.avals[v].update(shape=local.shape(self.old.avals[v].shape, s))
@@ -215,14 +284,14 @@ class _Unstacker:
                 self.new.before.insert(0, replace(nodes[-1], outs=(v,)))
 
     def _pieces_of(
-        self, atom: Atom, bounds: Bounds, into: list[Node], rows: Rows = _LAYERS
+        self, atom: Atom, bounds: Bounds, into: list[Node], rows: Rows = LAYERS
     ) -> Sequence[int]:
         """The pieces of an array, which may have to be made in pieces, or cut from the whole."""
         assert not isinstance(atom, Literal)
         found = self.splits.get(atom)
         if found and (found.rows, found.bounds) == (rows, bounds):
             return found.pieces
-        if found is None and rows == _LAYERS and atom in self.old.inputs:
+        if found is None and rows == LAYERS and atom in self.old.inputs:
             pieces = self._input(atom, bounds)
         elif found is None and self._remade(atom, bounds, rows):
             return self.splits[atom].pieces
@@ -235,7 +304,7 @@ class _Unstacker:
     def _input(self, v: int, bounds: Bounds) -> tuple[int, ...]:
         """An argument becomes several."""
         aval = self.old.avals[v]
-        pieces = tuple(self.new.value(_with_layers(aval, b - a)) for a, b in pairwise(bounds))
+        pieces = tuple(self.new.value(with_layers(aval, b - a)) for a, b in pairwise(bounds))
         self.new.pieces[v] = tuple(
             Piece(p, a, b) for p, (a, b) in zip(pieces, pairwise(bounds), strict=True)
         )
@@ -247,7 +316,7 @@ class _Unstacker:
             return False
         node, into = self.makers[v]
         use = backward(node.eqn, node.outs.index(v), rows, bounds[-1])
-        if use is None or len(node.outs) > 1 or not all(map(_is_simple, use.ins)):
+        if use is None or len(node.outs) > 1 or not all(map(is_simple, use.ins)):
             return False
         self._by_use(node, use, bounds, into)
         return True
@@ -286,7 +355,7 @@ class _Unstacker:
         if isinstance(atom, Literal):
             return atom
         split = self.splits.get(atom)
-        if split is None or split.rows != _LAYERS:
+        if split is None or split.rows != LAYERS:
             return self._whole(atom, self.new.after)
         if atom not in self.new.pieces:
             self.new.pieces[atom] = tuple(
@@ -294,27 +363,3 @@ class _Unstacker:
                 for p, (a, b) in zip(split.pieces, pairwise(split.bounds), strict=True)
             )
         return atom
-
-
-@dataclass(frozen=True, slots=True)
-class _Local:
-    """The shapes of a piece of so many layers."""
-
-    whole: int
-    layers: int
-
-    def shape(self, shape: tuple[int, ...], status: Status) -> tuple[int, ...]:
-        """Of a piece of an array."""
-        if not isinstance(status, Rows):
-            return shape
-        d = status.dim
-        return (*shape[:d], shape[d] // self.whole * self.layers, *shape[d + 1 :])
-
-
-def _is_simple(status: Status) -> bool:
-    """Whether pieces lie one after the other in a dimension."""
-    return not isinstance(status, Rows) or status.outer == 1
-
-
-def _with_layers(aval: Any, layers: int) -> Any:
-    return aval.update(shape=(layers, *aval.shape[1:]))
