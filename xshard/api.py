@@ -21,7 +21,7 @@ from xshard.mpmd.plan import PipelinePlan
 from xshard.outer import Outer
 from xshard.pipeline.auto import AutoMaker, fastest
 from xshard.pipeline.search import PipelineSearch, donated_places, groups_of, read_stages
-from xshard.pipeline.step import PipelinedStep, pipeline_maker, refuse_unused
+from xshard.pipeline.step import PipelinedStep, pipeline_maker, refuse_unused, stages_of
 from xshard.place import MeshLike, Place, mesh_shapes, read_bytes, shapes_over
 from xshard.plan.plan import Plan
 from xshard.plan_cache import PlanCacheOption
@@ -49,7 +49,7 @@ def auto_shard(
     remat: str = "none",
     pipeline: int | str = 1,
     schedule: str = "auto",
-    plan: Plan | None = None,
+    plan: Plan | PipelinePlan | None = None,
     cost_db: CostDb = None,
     profile: bool | None = None,
     plan_cache: PlanCacheOption = None,
@@ -75,7 +75,7 @@ def auto_shard(
       pipeline: groups of devices that each hold some of the layers and pass microbatches on to each
         other (docs/pipeline.md); 1: none; "auto": as many as are fastest, or none.
       schedule: of a pipeline: "gpipe", "1f1b", "interleaved", "zero_bubble", or "auto".
-      plan: a plan made before (`Plan.load`), used instead of planning.
+      plan: a plan made before (`Plan.load`, `PipelinePlan.load`), used instead of planning.
       cost_db: the database of measured costs: a path; None: the user's own; False: none.
       profile: whether what the database lacks is measured first, for at most half a minute. None:
         only for a kind of device that was never profiled. Processes other than 0 never do.
@@ -93,19 +93,22 @@ def auto_shard(
     place = Place.of(mesh)
     arguments = Arguments(fun, static_argnums, donate_argnums)
     limit = place.memory_bytes if memory_limit is None else read_bytes(memory_limit)
-    staged = None
-    if pipeline != 1:
+    staged, whole = None, plan if isinstance(plan, Plan) else None
+    if pipeline != 1 or isinstance(plan, PipelinePlan):
         refuse_unused(
-            in_specs=in_specs, out_specs=out_specs, plan=plan, profile=profile or None,
+            in_specs=in_specs, out_specs=out_specs, plan=whole, profile=profile or None,
             cost_db=cost_db or None,
         )  # fmt: skip
+        before = plan if isinstance(plan, PipelinePlan) else None
+        pipeline = stages_of(before, pipeline, schedule, microbatches)
         staged = pipeline_maker(
-            fun, place, pipeline, schedule, microbatches, batch_axes, time_limit, limit, remat
-        )
+            fun, place, pipeline, schedule, microbatches, batch_axes, time_limit, limit, remat,
+            before,
+        )  # fmt: skip
         if pipeline != "auto":
             return PipelinedStep(fun, arguments, staged)
     asked = Asked(place.cluster, place.shapes, in_specs, out_specs, limit, time_limit)
-    given = _checked(plan, microbatches, remat)
+    given = _checked(None if staged else plan, microbatches, remat)
     costs = Costs(cost_db if staged is None else False, False if given or staged else profile)
     options = read_number(microbatches), batch_axes, read_remat(remat), plan_cache
     make = Maker(fun, place, asked, given, costs, *options)
@@ -216,7 +219,7 @@ def profile_steps(
     return steps(prepare_all(asked.requests(traced, call)))
 
 
-def _checked(plan: Plan | None, microbatches: int | str, remat: str) -> Plan | None:
+def _checked(plan: Any, microbatches: int | str, remat: str) -> Plan | None:
     if plan is not None and not isinstance(plan, Plan):
         raise PlanError(f"plan must be a Plan, such as Plan.load(path) gives, not {plan!r}")
     if plan is not None and microbatches not in (1, "auto", plan.microbatches):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from xshard.errors import XshardError
+from xshard.errors import PlanError, XshardError
 from xshard.plan.plan import Plan
 from xshard.spec import MeshShape
 
@@ -223,15 +223,27 @@ def _profile(args: argparse.Namespace) -> int:
     return 0
 
 
+def _saved(path: str) -> Any:
+    """The `Plan` or `PipelinePlan` in a file."""
+    from xshard.mpmd.plan_file import load_any
+
+    return load_any(path)
+
+
 def _show(args: argparse.Namespace) -> int:
-    plan = Plan.load(args.plan)
+    plan = _saved(args.plan)
     _print(plan, plan.to_json() if args.json else None)
     return 0
 
 
 def _report(args: argparse.Namespace) -> int:
-    plan = Plan.load(args.plan)
-    plan.to_html(args.output, Plan.load(args.against) if args.against else None)
+    plan = _saved(args.plan)
+    if isinstance(plan, Plan):
+        plan.to_html(args.output, Plan.load(args.against) if args.against else None)
+    elif args.against:
+        raise PlanError("--against compares plans of one program; leave it out for a pipeline")
+    else:
+        plan.to_html(args.output)
     _print(args.output, json.dumps({"report": args.output}) + "\n" if args.json else None)
     return 0
 

@@ -34,10 +34,10 @@ def test_gpt3_trains_as_on_one_device() -> None:
     """Tied weights, clipping by the global norm, Adam, loss scaling, donated state."""
     steps = make_train_step(CONFIG)
     train, state = jit(steps.train), jit(steps.init)(jax.random.key(0))
+    mesh = Mesh(np.array(jax.devices()), ("d",))
     step: Any = xshard.auto_shard(
-        steps.train, Mesh(np.array(jax.devices()), ("d",)), pipeline=2, microbatches=4,
-        schedule="1f1b", donate_argnums=0,
-    )  # fmt: skip
+        steps.train, mesh, pipeline=2, microbatches=4, schedule="1f1b", donate_argnums=0
+    )
     mine = step.init(steps.init, jax.random.key(0), _tokens(0))
     for i in range(2):
         state, metrics = train(state, _tokens(i))

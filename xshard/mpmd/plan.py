@@ -76,6 +76,42 @@ class PipelinePlan:
     trials: tuple[PipelineTrial, ...] = ()
     bound_ns: int = 0
 
+    def to_json(self) -> str:
+        """Deterministic JSON text of all of it."""
+        from xshard.mpmd.plan_file import to_json
+
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> PipelinePlan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+          PlanError: the text is truncated, foreign, of another version, or a field is wrong.
+        """
+        from xshard.mpmd.plan_file import from_json
+
+        return from_json(text)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `to_json` to a file, at once or not at all.
+
+        Raises:
+          PlanError: the file cannot be written.
+        """
+        store.write(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PipelinePlan:
+        """The plan in a file that `save` wrote.
+
+        Raises:
+          PlanError: there is no such file, or it holds no plan of a pipeline.
+        """
+        from xshard.mpmd.plan_file import from_json
+
+        return from_json(*store.text_in(path))
+
     @property
     def timeline(self) -> Timeline:
         """The microbatches' part of the step, simulated."""

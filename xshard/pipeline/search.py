@@ -10,7 +10,7 @@ from typing import Any
 
 from xshard.cost.cluster import Cluster
 from xshard.cost.collectives import CollectiveModel
-from xshard.errors import InfeasibleError, PipelineError
+from xshard.errors import InfeasibleError, PipelineError, PlanError
 from xshard.ir.trace import Traced
 from xshard.microbatch.split import Divided, divided, found_axes, stated_axes
 from xshard.microbatching import numbers
@@ -125,10 +125,7 @@ class PipelineSearch:
     def _cut(self, microbatches: int, least: int) -> Cuts:
         found = self._cuts.get(microbatches)
         if found is None or len(found.cut.units) < least:
-            looped = self._step().looped(microbatches)
-            cut = cuttable(looped.closed_jaxpr, microbatches, least)
-            traced = self.traced
-            found = Cuts(cut, tied_places(traced), self.donated, traced.in_paths)
+            found = cuts_of(self.traced, self._step(), microbatches, least, self.donated)
             self._cuts[microbatches] = found
         return found
 
@@ -193,6 +190,34 @@ class PipelineSearch:
         except InfeasibleError as error:
             return InfeasibleError(f"a stage of a pipeline: {error}", error.smallest_limit_bytes)
         raise AssertionError("a stage that did not fit does")
+
+
+def cuts_of(
+    traced: Traced, step: Divided, microbatches: int, least: int, donated: frozenset[int]
+) -> Cuts:
+    """The step in so many microbatches, to be cut; into so many units at least, if that can be."""
+    cut = cuttable(step.looped(microbatches).closed_jaxpr, microbatches, least)
+    return Cuts(cut, tied_places(traced), donated, traced.in_paths)
+
+
+def planned_before(plan: PipelinePlan, cuts: Cuts, cluster: Cluster) -> StagePlans:
+    """The stages of a plan that was made before.
+
+    Raises:
+      PlanError: they are for something else.
+    """
+    if sum(plan.layers) != len(cuts.cut.units):
+        raise PlanError(
+            f"the pipeline's plan is for a step of {sum(plan.layers)} layers, and this one has "
+            f"{len(cuts.cut.units)}; plan again"
+        )
+    cut = cuts.into(plan.layers, plan.recomputed, split_backward=plan.schedule.split_backward)
+    solver = StageSolver(plan.mesh, cluster)
+    placement = plan.schedule.placement
+    stages = StagePlans(cut, placement, [1] * len(placement), solver)
+    for s, stage in enumerate(plan.programs.values()):
+        stages.take(s, stage)
+    return stages
 
 
 def groups_of(cluster: Cluster, groups: int) -> list[tuple[MeshShape, Cluster]]:

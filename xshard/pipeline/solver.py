@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from xshard._jax import auto_mesh
 from xshard.cost.cluster import Cluster
 from xshard.cost.measured import Measured
-from xshard.errors import InfeasibleError
+from xshard.errors import InfeasibleError, PlanError
 from xshard.ir.graph import Address
 from xshard.pipeline.cuts import CutStep
 from xshard.plan.plan import Plan
@@ -104,6 +104,18 @@ class StageSolver:
     free: dict[str, tuple[Modelled, Solution]] = field(default_factory=dict)
     known: dict[tuple[str, int], Plan | TooLargeError] = field(default_factory=dict)
 
+    def prepared(self, cut: CutStep, stage: int, pins: Mapping[int, Spec]) -> Prepared:
+        """A stage, prepared; `pins`: specs of the staged step's values that are decided."""
+        graph = cut.graph(stage)
+        ids = graph.ids
+        request = Request(
+            graph.traced, self.mesh, self.cluster,
+            pins={ids[v]: spec for v, spec in pins.items() if v in ids},
+            ties=graph.ties, donated=graph.donated, memory_limit=self.memory_limit,
+            time_limit_s=self.time_limit_s, measured=self.measured,
+        )  # fmt: skip
+        return cut.prepared(stage, request)
+
     def loose(self, cut: CutStep, stage: int, in_flight: int, pins: Mapping[int, Spec]) -> Loose:
         """A stage without a memory limit.
 
@@ -113,15 +125,7 @@ class StageSolver:
         Raises:
           InfeasibleError: the pins contradict each other.
         """
-        graph = cut.graph(stage)
-        ids = graph.ids
-        request = Request(
-            graph.traced, self.mesh, self.cluster,
-            pins={ids[v]: spec for v, spec in pins.items() if v in ids},
-            ties=graph.ties, donated=graph.donated, memory_limit=self.memory_limit,
-            time_limit_s=self.time_limit_s, measured=self.measured,
-        )  # fmt: skip
-        prepared = cut.prepared(stage, request)
+        prepared, graph = self.prepared(cut, stage, pins), cut.graph(stage)
         name = prepared.fingerprint
         if name not in self.free:
             modelled = model(prepared)
@@ -253,11 +257,30 @@ class StagePlans:
             self._add(stage, self.solver.plan(self.staged, self.loose(stage)))
         return self.made[stage]
 
+    def take(self, stage: int, plan: Plan) -> None:
+        """Takes a plan that was made before.
+
+        Raises:
+          PlanError: it is for something else.
+        """
+        prepared = self.solver.prepared(self.cut, stage, self._pins(stage))
+        if prepared.fingerprint != plan.fingerprint:
+            raise PlanError(
+                f"the pipeline's plan is for another step, or other shapes or devices: stage "
+                f"{stage} is not what was planned; plan again, or call the step that it was made for"
+            )
+        graph = self.cut.graph(stage)
+        part_ns = _part_ns(self.staged, graph, prepared, plan)
+        self._add(stage, StagePlan(graph, prepared, plan, part_ns))
+
+    def _pins(self, stage: int) -> dict[int, Spec]:
+        """What stages of the same group have decided."""
+        group, ids = self.placement[stage], self.cut.graph(stage).ids
+        return {v: s for (v, g), s in self.specs.items() if g == group and v in ids}
+
     def loose(self, stage: int) -> Loose:
         """A stage without a memory limit, and with the specs of those that are planned."""
-        group = self.placement[stage]
-        ids = self.cut.graph(stage).ids
-        pins = {v: s for (v, g), s in self.specs.items() if g == group and v in ids}
+        pins = self._pins(stage)
         known = self._loose.get(stage)
         if known is None or known[0] != pins:
             known = pins, self.solver.loose(self.cut, stage, self.in_flight[stage], pins)

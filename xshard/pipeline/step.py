@@ -11,14 +11,22 @@ from jax.sharding import AxisType, Mesh
 
 from xshard.cost.cluster import Cluster
 from xshard.errors import MeshError, PipelineError, PlanError
-from xshard.ir.trace import trace
+from xshard.ir.trace import Traced, trace
 from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.layout import Layout, submeshes
 from xshard.mpmd.measure import StepProfile, measured
-from xshard.mpmd.plan import PipelineTrial
+from xshard.mpmd.plan import PipelinePlan, PipelineTrial
 from xshard.mpmd.runnable import MpmdRunnable
 from xshard.mpmd.step import Pipeline
-from xshard.pipeline.search import PipelineSearch, donated_places, tied_places
+from xshard.pipeline.search import (
+    PipelineSearch,
+    cuts_of,
+    divided_step,
+    donated_places,
+    planned_before,
+    tied_places,
+)  # fmt: skip
+from xshard.pipeline.solver import StagePlans
 from xshard.place import Place, mesh_shapes
 from xshard.run.call import Call
 from xshard.run.hosts import confirm_text
@@ -86,6 +94,7 @@ class PipelineMaker:
     Attributes:
       groups: of devices, which the place is cut into; or "auto".
       schedule: a name in `SCHEDULES`, or "auto".
+      given: the user's plan, used instead of planning.
     """
 
     fun: Callable[..., Any]
@@ -97,6 +106,7 @@ class PipelineMaker:
     time_limit_s: float = 60.0
     memory_limit: int | None = None
     remat: str = "none"
+    given: PipelinePlan | None = None
 
     def __call__(self, call: Call) -> Any:
         """The pipeline for a call's shapes and static arguments.
@@ -104,9 +114,30 @@ class PipelineMaker:
         Raises:
           XshardError: the step cannot be cut so.
         """
+        if self.given is not None:
+            return self._from(self.given, call)
         search = self.search(call)
         search.best((self.groups,))
         return self.made(call, search)
+
+    def _from(self, plan: PipelinePlan, call: Call) -> MpmdRunnable:
+        """The pipeline of a plan that was made before.
+
+        Raises:
+          PlanError: it is for something else.
+        """
+        traced = trace(call.on_row(self.fun), call.row, call.static, call.labels)
+        groups = plan.schedule.num_groups
+        cluster = replace(self.place, devices=self._meshes(groups)[0].devices).cluster
+        if (str(cluster), cluster.num_devices) != (plan.cluster, plan.mesh.num_devices):
+            raise PlanError(
+                f"the pipeline's plan is for groups of {plan.cluster}, and those here are "
+                f"{cluster}; plan again for these devices"
+            )
+        donated = donated_places(traced, call)
+        cuts = cuts_of(traced, divided_step(traced, self.batch_axes), plan.microbatches,
+                       len(plan.layers), donated)  # fmt: skip
+        return self._runnable(plan, planned_before(plan, cuts, cluster), traced, call)
 
     def search(self, call: Call, below: float = inf) -> PipelineSearch:
         """The search for a call's plan, which has not looked at anything yet."""
@@ -120,10 +151,14 @@ class PipelineMaker:
         self, call: Call, search: PipelineSearch, trials: tuple[PipelineTrial, ...] = ()
     ) -> MpmdRunnable:
         """The best pipeline of a search; `trials`: what else was looked at."""
-        plan, traced = search.plan(), search.traced
+        plan = search.plan()
         plan = replace(plan, trials=(*trials, *plan.trials))
         assert search.found is not None
-        stages = search.found.stages
+        return self._runnable(plan, search.found.stages, search.traced, call)
+
+    def _runnable(
+        self, plan: PipelinePlan, stages: StagePlans, traced: Traced, call: Call
+    ) -> MpmdRunnable:
         meshes = self._meshes(plan.schedule.num_groups, plan.mesh)
         pipeline = Pipeline(
             stages.staged, plan.schedule, Layout(meshes, *stages.layout(meshes)),
@@ -173,9 +208,30 @@ def refuse_unused(**options: Any) -> None:
             )
 
 
+def stages_of(plan: PipelinePlan | None, groups: Any, schedule: str, microbatches: Any) -> Any:
+    """The groups of devices that are asked for: those of a plan, if one is given.
+
+    Raises:
+      PlanError: the options contradict the plan.
+    """
+    if plan is None:
+        return groups
+    have = {"pipeline": plan.schedule.num_groups, "schedule": plan.schedule.name,
+            "microbatches": plan.microbatches}  # fmt: skip
+    asked = {"pipeline": groups, "schedule": schedule, "microbatches": microbatches}
+    for name, value in asked.items():
+        if value not in (1, "auto", have[name]):
+            raise PlanError(
+                f"the plan is for {name}={have[name]!r}, not {value!r}; leave the option out, or "
+                "plan again"
+            )
+    return have["pipeline"]
+
+
 def pipeline_maker(
     fun: Callable[..., Any], place: Place, groups: Any, schedule: str, microbatches: Any,
     batch_axes: Any, time_limit_s: float, memory_limit: int | None, remat: str,
+    given: PipelinePlan | None = None,
 ) -> PipelineMaker:  # fmt: skip
     """Makes the step as a pipeline over groups of a place's devices.
 
@@ -196,5 +252,5 @@ def pipeline_maker(
         submeshes(place.devices, place.shapes[0].names, groups)
     return PipelineMaker(
         fun, place, groups, schedule, read_number(microbatches), batch_axes, time_limit_s,
-        memory_limit, read_remat(remat),
+        memory_limit, read_remat(remat), given,
     )  # fmt: skip

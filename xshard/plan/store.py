@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -30,8 +31,12 @@ def to_json(plan: Plan) -> str:
 
     `from_json` gives an equal plan, without `seconds`.
     """
-    record = cast("dict[str, Any]", encode(plan, UNSAVED))
-    record |= {"schema": SCHEMA, "version": VERSION}
+    return text_of(cast("dict[str, Any]", encode(plan, UNSAVED)), SCHEMA, VERSION)
+
+
+def text_of(record: dict[str, Any], schema: str, version: int) -> str:
+    """JSON text of a record of some schema."""
+    record = {**record, "schema": schema, "version": version}
     lines = (f"{json.dumps(key)}: {_value(record[key])}" for key in sorted(record))
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -42,10 +47,37 @@ def from_json(text: str, name: str = "the plan") -> Plan:
     Raises:
       PlanError: the text is truncated, foreign, of another version, or a field is wrong.
     """
+    record = record_of(text, name, SCHEMA, VERSION)
+    with refused(name):
+        return plan_of(record, "")
+    raise AssertionError
+
+
+def plan_of(record: Any, where: str) -> Plan:
+    """The plan in a record.
+
+    Raises:
+      Mismatch: it is none; `where` is put before the field's name.
+    """
+    return check_plan(decode(Plan, record, where, UNSAVED))
+
+
+def record_of(text: str, name: str, schema: str, version: int) -> dict[str, Any]:
+    """What `text_of` wrote.
+
+    Raises:
+      PlanError: the text is truncated, foreign, or of another version.
+    """
     record = _object(text, name)
-    _check_schema(record, name)
+    _check_schema(record, name, schema, version)
+    return record
+
+
+@contextmanager
+def refused(name: str) -> Generator[None]:
+    """Field errors inside become a PlanError about what is read."""
     try:
-        return check_plan(decode(Plan, record, "", UNSAVED))
+        yield
     except Mismatch as error:
         raise PlanError(f"{name} cannot be used: {error}; {_MEND}") from None
 
@@ -83,14 +115,22 @@ def load(path: str | os.PathLike[str]) -> Plan:
     Raises:
       PlanError: there is no such file, or it holds no plan.
     """
+    return from_json(*text_in(path))
+
+
+def text_in(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """(the text of a plan file, what errors call it).
+
+    Raises:
+      PlanError: there is no such file, or it holds no text.
+    """
     name = f"plan file {os.fspath(path)}"
     try:
-        text = Path(path).read_bytes().decode("utf-8")
+        return Path(path).read_bytes().decode("utf-8"), name
     except OSError as error:
         _refuse_os(f"cannot read {name}", error)
     except UnicodeDecodeError:
         raise PlanError(f"{name} is not a plan of xshard: it is not text; {_MEND}") from None
-    return from_json(text, name)
 
 
 def _write_out(path: Path, text: str) -> None:
@@ -147,12 +187,12 @@ def _syntax(text: str, error: Exception) -> str:
     return f"is not a plan of xshard: {error}"
 
 
-def _check_schema(record: dict[str, Any], name: str) -> None:
-    if record.pop("schema", None) != SCHEMA:
-        raise PlanError(f'{name} is not a plan of xshard: no "schema": "{SCHEMA}"; {_MEND}')
-    version = record.pop("version", None)
-    if type(version) is not int or version != VERSION:
+def _check_schema(record: dict[str, Any], name: str, schema: str, version: int) -> None:
+    if record.pop("schema", None) != schema:
+        raise PlanError(f'{name} is not a plan of xshard: no "schema": "{schema}"; {_MEND}')
+    found = record.pop("version", None)
+    if type(found) is not int or found != version:
         raise PlanError(
-            f"{name} has version {version!r} of the format, and this xshard reads version "
-            f"{VERSION}; plan again, or use the xshard that wrote it"
+            f"{name} has version {found!r} of the format, and this xshard reads version "
+            f"{version}; plan again, or use the xshard that wrote it"
         )
