@@ -267,7 +267,7 @@ class StagePlans:
         if prepared.fingerprint != plan.fingerprint:
             raise PlanError(
                 f"the pipeline's plan is for another step, or other shapes or devices: stage "
-                f"{stage} is not what was planned; plan again, or call the step that it was made for"
+                f"{stage} is not what was planned; plan again, or call the step of the plan"
             )
         graph = self.cut.graph(stage)
         part_ns = _part_ns(self.staged, graph, prepared, plan)
