@@ -10,6 +10,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from xshard import garbage
 from xshard.asked import Asked
 from xshard.cost.cluster import Cluster
 from xshard.cost.store import CostDb, known
@@ -150,15 +151,16 @@ def plan(
     cluster = Cluster.parse(cluster) if isinstance(cluster, str) else cluster
     call = Arguments(fun, static_argnums, donate_argnums).call(avals, {})
     limit = cluster.device.memory_bytes if memory_limit is None else read_bytes(memory_limit)
-    began = time.perf_counter()
-    traced = trace(fun, avals, call.static)
-    seconds = time.perf_counter() - began
     asked = Asked(cluster, shapes_over(mesh, cluster), in_specs, out_specs, limit, time_limit)
     options = read_number(microbatches), batch_axes, read_remat(remat)
-    candidates = candidates_of(traced, call, asked, *options)
-    candidates.know(known(cost_db, cluster))
-    best = plan_cache_best(Outer(candidates), limit, plan_cache)
-    step = PlannedStep(fun, call, for_mesh(candidates.for_plan(best), best))
+    with garbage.kept():
+        began = time.perf_counter()
+        traced = trace(fun, avals, call.static)
+        seconds = time.perf_counter() - began
+        candidates = candidates_of(traced, call, asked, *options)
+        candidates.know(known(cost_db, cluster))
+        best = plan_cache_best(Outer(candidates), limit, plan_cache)
+        step = PlannedStep(fun, call, for_mesh(candidates.for_plan(best), best))
     return replace(best, seconds={"trace": seconds, **best.seconds}, _step=step)
 
 

@@ -19,6 +19,8 @@ from xshard.spec import MeshShape
 from xshard.ties import ties_of
 
 Number = int | str
+_IN_LOOP = 3
+"""Length of the address of a port into the body of an outermost loop."""
 
 
 def read_number(microbatches: Any) -> Number:
@@ -105,14 +107,30 @@ class Candidates:
             self._prepared[key] = measured(prepare_all(requests), self.known)
         return self._prepared[key]
 
-    def with_lanes(self, way: Way) -> list[Prepared]:
+    def with_lanes(self, way: Way, limit: int | None = None) -> list[Prepared]:
         """The step as it is run that way, with each number of lanes that could be of use."""
         found = self.prepared(way)
-        if way.microbatches == 1:
-            return found
-        rows = self.batch() // way.microbatches
-        lanes = {n for p in found for n in widths(p.request.mesh) if n > 1 and rows % n == 0}
+        lanes = set[int]().union(*(self.lanes(way, limit, p.request.mesh) for p in found))
         return [*found, *(p for n in sorted(lanes) for p in self.prepared(replace(way, lanes=n)))]
+
+    def lanes(self, way: Way, limit: int | None, mesh: MeshShape) -> set[int]:
+        """Numbers of lanes that could be of use on a mesh, and leave half of the limit to others
+        if they and the arguments are split over all devices.
+        """
+        if way.microbatches == 1:
+            return set()
+        graph = self.prepared(way)[0].request.traced.graph
+        rows = self.batch() // way.microbatches
+        state = sum(graph.values[v].nbytes for v in graph.inputs)
+        sums = sum(
+            graph.values[v].nbytes
+            for op in graph.ops
+            if op.prim == "carry_in" and len(op.address) == _IN_LOOP
+            and op.repeat == way.microbatches
+            for v in op.outputs
+        )  # fmt: skip
+        most = math.inf if limit is None else limit * mesh.num_devices / 2
+        return {n for n in widths(mesh) if n > 1 and rows % n == 0 and state + n * sums <= most}
 
     def stated(self) -> Way:
         """The step as it is stated: in one piece if the number is open, with all layers kept."""

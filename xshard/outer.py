@@ -1,16 +1,19 @@
 """The search over ways to run a step: numbers of microbatches, and of recomputed layers.
 
 Without a memory limit, one piece and nothing recomputed is fastest: more only adds work. Under one,
-two plans are looked at for a number of microbatches: with as many layers recomputed as let the
-fastest specs fit (by interpolation between the peaks of none and of all), and with none, which must
-squeeze its specs under the limit.
+a number of microbatches is guessed from the least peak of the step in one piece. Where it is
+quickly proven that nothing fits (`planning.hopeless`), the next number is the first at which the
+part of the peak that a microbatch makes would be small enough. Two plans are looked at for a
+number: with as many layers recomputed as let the fastest specs fit (by interpolation between the
+peaks of none and of all), and with none, which must squeeze its specs under the limit; with all
+layers recomputed and no others, where none would hold twice the limit at least.
 
 The fastest plan in m microbatches without a limit and with nothing recomputed bounds all plans in m
 microbatches from below, since recomputing takes time. Where that bound is no better than the best
 plan so far, nothing more is solved; within a solve, the best so far ends the search as soon as the
 solver's bound passes it. What is not proven to be worse: numbers of microbatches on which the walk
-did not come by, numbers of layers between those that are looked at, and other lanes than those that
-were fastest on a mesh where it was first looked at.
+did not come by, numbers of layers between those that are looked at, meshes that were beaten in
+another number, and other lanes than the most that have room enough, on the best mesh.
 """
 
 from __future__ import annotations
@@ -25,10 +28,26 @@ from xshard.errors import InfeasibleError, MicrobatchError
 from xshard.microbatching import Candidates, Way, numbers
 from xshard.plan.plan import Plan
 from xshard.plan.records import Trial
-from xshard.planning import Relaxed, Unfit, described, fitting, make_plan, relaxed
+from xshard.planning import (
+    Hopeless,
+    Relaxed,
+    Unfit,
+    described,
+    fitting,
+    hopeless,
+    make_plan,
+    planned,
+    relaxed,
+)
 from xshard.prepare import Modelled, Prepared, model
 from xshard.solve.problem import Solution
 from xshard.spec import MeshShape
+
+CLOSE = 0.03
+"""More microbatches are not tried where the plan takes at most this share longer than without a
+limit: they would make no more room that is needed."""
+FAR_ABOVE = 2.0
+"""Layers are not kept where that holds so many times the limit."""
 
 
 @dataclass(slots=True)
@@ -51,26 +70,27 @@ class Outer:
         """
         c = self.candidates
         way, is_open = c.stated(), "auto" in (c.microbatches, c.remat)
-        whole = make_plan(_under(c.with_lanes(way), None if is_open else limit))
+        prepared = c.with_lanes(way, None if is_open else limit)
+        made, whole = planned(_under(prepared, None if is_open else limit))
         if not is_open or limit is None or whole.peak_bytes <= limit:
             return self._finished(replace(whole, memory_limit=limit), ())
         try:
             found = numbers(c.batch()) if c.microbatches == "auto" else (way.microbatches,)
         except MicrobatchError as error:
-            return self._in_one_piece(whole, limit, error)
-        return self._searched(whole, limit, found)
+            return self._in_one_piece(made, whole, limit, error)
+        return self._searched(made, whole, limit, found)
 
-    def _in_one_piece(self, whole: Plan, limit: int, why: MicrobatchError) -> Plan:
+    def _in_one_piece(self, made: Modelled, whole: Plan, limit: int, why: MicrobatchError) -> Plan:
         try:
-            plan = self._searched(whole, limit, (1,))
+            plan = self._searched(made, whole, limit, (1,))
         except InfeasibleError as error:
             text = f"{error}\nMicrobatches do not help: {why}"
             raise InfeasibleError(text, error.smallest_limit_bytes) from None
         return replace(plan, notes=(*plan.notes, f"not in microbatches: {why}"))
 
-    def _searched(self, whole: Plan, limit: int, found: tuple[int, ...]) -> Plan:
-        search = _Search(self.candidates, limit, found)
-        plan = search.run(self.before or _guess(whole, limit, found, search.spared(whole)))
+    def _searched(self, made: Modelled, whole: Plan, limit: int, found: tuple[int, ...]) -> Plan:
+        search = _Search(self.candidates, limit, found, kept=hopeless(made, limit))
+        plan = search.run(self.before or search.guess(whole))
         self.before = plan.microbatches
         trials = search.trials if len(search.trials) > 1 else []
         return self._finished(plan, tuple(sorted(trials, key=_order)))
@@ -88,46 +108,61 @@ def _under(tried: Sequence[Prepared], limit: int | None) -> list[Prepared]:
     return [replace(p, request=replace(p.request, memory_limit=limit)) for p in tried]
 
 
-def _guess(whole: Plan, limit: int, numbers: Sequence[int], spared: float) -> int:
-    """The least number that could fit: arguments split over all devices, of the rest a part.
-
-    Args:
-      spared: the share of the rest that recomputing all layers saves.
-    """
-    state = sum(a.local_bytes for a in whole.arguments)
-    least, rest = state // whole.mesh.num_devices, (whole.peak_bytes - state) * (1 - spared)
-    return next((n for n in numbers if least + rest / n <= limit), numbers[-1])
-
-
 @dataclass(slots=True)
 class _Search:
-    """Walks over numbers of microbatches, upwards until one fits, then to where it is fastest."""
+    """Walks over numbers of microbatches, upwards until one fits, then to where it is fastest.
+
+    Attributes:
+      kept: the least peak of the step in one piece with all layers kept, if that does not fit.
+      least: the number that could fit by the least peak of the step in one piece.
+      nearest: the least peak of the numbers in which nothing fits.
+      meshes: those that were not beaten in the first number in which something fits.
+    """
 
     candidates: Candidates
     limit: int
     numbers: tuple[int, ...]
+    kept: Hopeless | None = None
     trials: list[Trial] = field(default_factory=list)
     best: tuple[Modelled, Solution] | None = None
+    free_ns: int = 0
     fits: dict[int, bool] = field(default_factory=dict)
     bounds: dict[tuple[int, MeshShape], int] = field(default_factory=dict)
     known: dict[Way, list[Relaxed]] = field(default_factory=dict)
-    lanes: dict[MeshShape, int] = field(default_factory=dict)
+    least: int = 1
+    nearest: dict[int, Hopeless] = field(default_factory=dict)
+    meshes: set[MeshShape] = field(default_factory=set)
     saved_bytes: float | None = None
 
     def run(self, first: int) -> Plan:
         """The plan of the fastest way that was looked at."""
-        i = start = self.numbers.index(first)
+        i = self.numbers.index(first)
         while not self._look(i):
-            i += 1
+            i = self._next(i)
             if i == len(self.numbers):
                 self._refuse()
         self._walk(i, 1)
-        self._walk(start if start < i else i, -1)
+        self._walk(i, -1)
+        self._try_lanes()
         assert self.best is not None
         chosen, solution = self.best
         return described(chosen, solution)
 
-    def spared(self, whole: Plan) -> float:
+    def guess(self, whole: Plan) -> int:
+        """The least number that could fit: of the least peak, or else of arguments that are split
+        over all devices and the rest, a part in each microbatch.
+        """
+        state = sum(a.local_bytes for a in whole.arguments)
+        least, rest = state // whole.mesh.num_devices, whole.peak_bytes - state
+        if self.kept is not None:
+            least, rest = self.kept.peak_bytes - self.kept.loop_bytes, self.kept.loop_bytes
+        rest *= 1 - self._spared(whole)
+        fitting = [n for n in self.numbers if least + rest / n <= self.limit]
+        found = min(fitting, default=self.numbers[-1])
+        self.least = 1 if self.kept is None else found
+        return found
+
+    def _spared(self, whole: Plan) -> float:
         """The share of what a step holds beside its arguments that recomputing could save."""
         if self.candidates.remat != "auto":
             return 0.0
@@ -136,14 +171,31 @@ class _Search:
         held = max(1, whole.peak_bytes - state) * whole.mesh.num_devices
         return min(0.9, saved / held)
 
+    def _next(self, i: int) -> int:
+        """The first number that could fit, by the least peak of `numbers[i]`, which does not."""
+        found = self.nearest.get(self.numbers[i])
+        later = range(i + 1, len(self.numbers))
+        if found is None or not later:
+            return i + 1
+        peaks = ((j, found.at(self.numbers[j], self.numbers[i])) for j in later)
+        return next((j for j, peak in peaks if peak <= self.limit), len(self.numbers) - 1)
+
     def _walk(self, i: int, step: int) -> None:
         """Goes on as long as it gets faster."""
-        while 0 <= i + step < len(self.numbers):
+        while 0 <= i + step < len(self.numbers) and self._may_gain(i + step, step):
             before = self._objective()
             self._look(i + step)
             if self._objective() == before:
                 return
             i += step
+
+    def _may_gain(self, i: int, step: int) -> bool:
+        """Whether a further number could be faster, by what is known of others."""
+        if step > 0:
+            return (self._objective() or 0) > self.free_ns * (1 + CLOSE)
+        number = self.numbers[i]
+        peaks = (found.at(number, of) for of, found in self.nearest.items())
+        return number >= self.least and all(peak <= self.limit for peak in peaks)
 
     def _look(self, i: int) -> bool:
         """Tries some plans in `numbers[i]` microbatches; whether any fits."""
@@ -154,58 +206,70 @@ class _Search:
             self._try(way)
         tried = self.trials[before:]
         self.fits[i] = any(t.time_ns is not None for t in tried)
+        if self.fits[i] and not self.meshes:
+            self.meshes = self._unbeaten(number)
         return self.fits[i]
 
-    def _ways(self, number: int) -> Iterator[Way]:
-        if self.candidates.remat == "auto":
-            yield from self._recomputing(number)
-            yield Way(number)
-        else:
-            every = self.candidates.remat == "all"
-            yield Way(number, self.candidates.all_layers(number) if every else ())
+    def _unbeaten(self, number: int) -> set[MeshShape]:
+        """Meshes that could be faster than the best plan so far, if memory were no matter."""
+        most = self._objective() or 0
+        return {mesh for (n, mesh), bound in self.bounds.items() if n == number and bound <= most}
 
-    def _recomputing(self, number: int) -> Iterator[Way]:
+    def _ways(self, number: int) -> Iterator[Way]:
+        lengths = () if self.candidates.remat == "none" else self.candidates.all_layers(number)
+        every = Way(number, lengths)
+        is_open = self.candidates.remat == "auto" and any(lengths)
+        if not is_open or not self._relaxed(every) or self._is_far_above(number):
+            yield every
+        else:
+            yield from self._recomputing(number, every)
+            yield Way(number)
+
+    def _is_far_above(self, number: int) -> bool:
+        """Whether nothing comes near the limit with all layers kept."""
+        return self.kept is not None and self.kept.at(number, 1) > FAR_ABOVE * self.limit
+
+    def _recomputing(self, number: int, every: Way) -> Iterator[Way]:
         """As many recomputed layers as let the fastest specs fit; none if they do anyway.
 
         What a layer saves is seen once; it is as much less in more microbatches as these are more.
         """
-        lengths = self.candidates.all_layers(number)
-        kept = self._relaxed(Way(number)) if lengths else []
-        if not kept or kept[0].peak_bytes <= self.limit:
+        kept, all_made = self._relaxed(Way(number)), self._relaxed(every)
+        if not kept:
+            yield every
+            return
+        if kept[0].peak_bytes <= self.limit:
             return
         if self.saved_bytes is None:
-            every = self._relaxed(Way(number, lengths))
-            if not every:
-                return
-            self.saved_bytes = number * max(1.0, kept[0].peak_bytes - every[0].peak_bytes)
+            self.saved_bytes = number * max(1.0, kept[0].peak_bytes - all_made[0].peak_bytes)
         share = min(1.0, number * (kept[0].peak_bytes - self.limit) / self.saved_bytes)
-        yield Way(number, tuple(ceil(share * n) for n in lengths))
+        yield Way(number, tuple(ceil(share * n) for n in every.recomputed))
 
     def _relaxed(self, way: Way) -> list[Relaxed]:
-        """The models of the meshes that may still be better than the best so far."""
+        """The models of the meshes on which something may fit that is better than the best."""
         if way not in self.known:
-            tried = _under(self._prepared(way), self.limit)
-            found = relaxed([model(p) for p in tried if not self._is_beaten(way, p)])
-            self.known[way] = found
+            tried = _under(self.candidates.prepared(way), self.limit)
+            models = [model(p) for p in tried if not self._is_beaten(way, p)]
+            self.known[way] = found = relaxed(models if any(map(self._may_fit, models)) else [])
             for r in found:
-                request = r.modelled.prepared.request
-                key = way.microbatches, request.mesh
+                key = way.microbatches, r.modelled.prepared.request.mesh
                 self.bounds[key] = min(r.free.bound, self.bounds.get(key, r.free.bound))
-                if way.microbatches > 1:
-                    self.lanes.setdefault(request.mesh, request.lanes)
         return self.known[way]
 
-    def _prepared(self, way: Way) -> list[Prepared]:
-        """For each mesh without lanes, which take room, and with the first fastest."""
-        if not self.lanes or way.microbatches == 1:
-            return self.candidates.with_lanes(way)
-        found = [p for n in sorted({1, *self.lanes.values()})
-                 for p in self.candidates.prepared(replace(way, lanes=n))]  # fmt: skip
-        return [p for p in found if p.request.lanes in (1, self.lanes.get(p.request.mesh))]
+    def _may_fit(self, modelled: Modelled) -> bool:
+        """Whether it is not quickly proven that nothing fits; keeps by how little it does not."""
+        found, number = hopeless(modelled, self.limit), modelled.prepared.request.microbatches
+        if found is None:
+            return True
+        before = self.nearest.get(number, found)
+        self.nearest[number] = min(found, before, key=lambda h: h.peak_bytes)
+        return False
 
     def _is_beaten(self, way: Way, prepared: Prepared) -> bool:
-        bound = self._bound(way, prepared.request.mesh)
-        return self.best is not None and bound >= self.best[1].objective
+        mesh = prepared.request.mesh
+        if self.meshes and mesh not in self.meshes:
+            return True
+        return self.best is not None and self._bound(way, mesh) >= self.best[1].objective
 
     def _bound(self, way: Way, mesh: MeshShape) -> int:
         """No plan in so many microbatches is faster, whatever is recomputed."""
@@ -213,14 +277,37 @@ class _Search:
 
     def _try(self, way: Way) -> None:
         """Looks for a plan that is faster than the best so far."""
-        answer = fitting(self._relaxed(way), self._objective())
+        found = self._relaxed(way)
+        answer = fitting(found, self._objective())
         if isinstance(answer, Unfit):
             self._note(way, at_least=answer.at_least_ns)
             return
+        self._take(found, answer)
+        self._note(way, answer)
+
+    def _take(self, found: Sequence[Relaxed], answer: tuple[Modelled, Solution]) -> None:
         below = self._objective()
         if below is None or answer[1].objective < below:
             self.best = answer
-        self._note(way, answer)
+            self.free_ns = next(r.free.objective for r in found if r.modelled is answer[0])
+
+    def _try_lanes(self) -> None:
+        """The best plan's way, with sums that are finished once a step, on its mesh."""
+        assert self.best is not None
+        best = self.best[0].prepared.request
+        counts = tuple(part.recomputed for part in best.remat)
+        way = Way(best.microbatches, counts if any(counts) else ())
+        lanes = self.candidates.lanes(way, self.limit, best.mesh)
+        for n in sorted(lanes)[-1:]:
+            tried = _under(self.candidates.prepared(replace(way, lanes=n)), self.limit)
+            models = [model(p) for p in tried if p.request.mesh == best.mesh]
+            found = relaxed(models)
+            answer = fitting(found, self._objective())
+            if not isinstance(answer, Unfit) and answer[1].objective < (self._objective() or 0):
+                self._take(found, answer)
+                same = way.microbatches, way.recomputed
+                self.trials = [t for t in self.trials if _order(t) != same]
+                self._note(way, answer)
 
     def _objective(self) -> int | None:
         return None if self.best is None else self.best[1].objective
@@ -241,7 +328,7 @@ class _Search:
         for n in reversed(self.numbers):
             counts = () if self.candidates.remat == "none" else self.candidates.all_layers(n)
             try:
-                make_plan(_under(self.candidates.with_lanes(Way(n, counts)), self.limit))
+                make_plan(_under(self.candidates.prepared(Way(n, counts)), self.limit))
             except InfeasibleError as error:
                 errors.append((error.smallest_limit_bytes or 1 << 62, n, error))
             if time.monotonic() - began > self.candidates.patience_s:

@@ -15,9 +15,10 @@ from xshard.errors import InfeasibleError
 from xshard.plan.plan import Plan
 from xshard.plan.units import size
 from xshard.prepare import Modelled, Prepared, model, prepare
+from xshard.solve.draft import Draft
 from xshard.solve.memory import first_rows, violated
 from xshard.solve.problem import Infeasible, Solution
-from xshard.solve.search import solve
+from xshard.solve.search import least_peak, solve
 
 ENOUGH_GAP = 0.005
 """Where memory binds or choices are many, the search ends at a plan proven to be this close to the
@@ -32,7 +33,14 @@ MOST_ROUNDS = 12
 
 
 def make_plan(tried: Sequence[Prepared], on_step: Callable[[str], None] = lambda _: None) -> Plan:
-    """The best plan over all meshes that are tried.
+    """The best plan over all meshes that are tried; see `planned`."""
+    return planned(tried, on_step)[1]
+
+
+def planned(
+    tried: Sequence[Prepared], on_step: Callable[[str], None] = lambda _: None
+) -> tuple[Modelled, Plan]:
+    """The best plan over all meshes that are tried, and the model that it is of.
 
     Raises:
       InfeasibleError: nothing fits the memory limit, or the pins contradict each other.
@@ -45,7 +53,7 @@ def make_plan(tried: Sequence[Prepared], on_step: Callable[[str], None] = lambda
         chosen, solution = fastest(models)
     with _clock("describe", seconds, on_step):
         plan = described(chosen, solution)
-    return replace(plan, seconds=seconds)
+    return chosen, replace(plan, seconds=seconds)
 
 
 def described(chosen: Modelled, solution: Solution) -> Plan:
@@ -97,6 +105,43 @@ def relaxed(models: Sequence[Modelled]) -> list[Relaxed]:
     """Models without a limit, the fastest first, but for those whose pins contradict each other."""
     free = [Relaxed(m, s) for m in models if (s := unlimited(m)) is not None]
     return sorted(free, key=lambda r: r.free.objective)
+
+
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """The least peak of a model that no specs bring under the limit.
+
+    Attributes:
+      loop_bytes: what of it is made of a microbatch's rows.
+    """
+
+    peak_bytes: int
+    loop_bytes: int
+
+    def at(self, microbatches: int, of: int) -> float:
+        """About the least peak in another number of microbatches than `of`."""
+        return self.peak_bytes - self.loop_bytes * (1 - of / microbatches)
+
+
+def hopeless(modelled: Modelled, limit: int) -> Hopeless | None:
+    """The least peak if it is quickly proven that nothing fits the limit; None for small models."""
+    d, timeline = modelled.draft, modelled.timeline
+    answer = least_peak(modelled.problem(limit, first_rows(d, timeline)))
+    if answer is None:
+        return None
+    at = int(timeline.curve(d, answer).argmax())
+    here = (timeline.first <= at) & (at <= timeline.last)
+    sizes = timeline.sizes(d, answer) * here
+    turns = np.array([_is_made_for_rows(d, v) for v in timeline.value.tolist()], bool)
+    return Hopeless(int(sizes.sum()), int(sizes[turns].sum()))
+
+
+def _is_made_for_rows(d: Draft, v: int) -> bool:
+    """Whether a value is of a microbatch: what the update does not make, and no gradient."""
+    producer = d.graph.values[v].producer
+    op = d.graph.ops[producer] if producer >= 0 else None
+    kept = op is None or op.phase == "update" or op.prim in ("carry_in", "carry_out")
+    return not kept and not d.is_gradient[int(d.classes.value_class[v])]
 
 
 @dataclass(frozen=True, slots=True)

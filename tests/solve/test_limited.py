@@ -85,7 +85,7 @@ def test_a_neighbourhood_is_the_problem_with_the_rest_fixed(seed: int) -> None:
 
 @pytest.fixture
 def all_are_wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "MOST_CHOICES_TO_ELIMINATE", 0)
+    monkeypatch.setattr(search, "MANY_CHOICES", 0)
 
 
 @pytest.mark.usefixtures("all_are_wide")

@@ -101,8 +101,7 @@ class Limited:
     def peak(self, go_on: Callable[[], bool]) -> bool:
         """Whether it is proven that nothing fits; the choices on the way are points."""
         self.asked = True
-        nearest = min(self.points.items(), key=lambda p: p[1][1])[0]
-        full = self.rows.over(np.array(nearest, np.int64))
+        full = self.rows.over(np.array(self.nearest(), np.int64))
         prices = (full == full.max()).astype(np.float64)
         rows, place = replace(self.rows, net=_costless(self.problem)), self.places[0]
         messages, least = np.zeros(len(self.messages)), np.inf
@@ -132,6 +131,10 @@ class Limited:
         """The cheapest point that fits, and its objective."""
         fitting = ((cost, c) for c, (cost, over) in self.points.items() if over <= 0)
         return min(fitting, default=None)
+
+    def nearest(self) -> tuple[int, ...]:
+        """The point with the least peak."""
+        return min(self.points.items(), key=lambda p: p[1][1])[0]
 
     def least_peak(self) -> int:
         """The least peak of any point."""

@@ -69,12 +69,22 @@ class Timeline:
         out[~of_node] = edges[~self.owner[~of_node]]
         return out * self.weight
 
-    def row(self, t: int, name: str = "") -> Row:
-        """What is live at moment `t`."""
-        here = (self.first <= t) & (t <= self.last)
-        nodes, node_counts = _totals(self.owner, self.weight, here & (self.owner >= 0))
-        edges, edge_counts = _totals(~self.owner, self.weight, here & (self.owner < 0))
-        return Row(nodes, node_counts, edges, edge_counts, name=name or str(t))
+    def rows(self, times: Iterable[int]) -> tuple[Row, ...]:
+        """What is live at some moments, in their order."""
+        names = list(times)
+        at, place = np.unique(np.array(names, dtype=np.int64), return_inverse=True)
+        owners, column = np.unique(self.owner, return_inverse=True)
+        counts = np.zeros((len(at) + 1, len(owners)), dtype=np.int64)
+        np.add.at(counts, (np.searchsorted(at, self.first), column), self.weight)
+        np.add.at(counts, (np.searchsorted(at, self.last, side="right"), column), -self.weight)
+        live = np.cumsum(counts, axis=0)[place.reshape(-1)]
+        return tuple(_row(owners, line, str(t)) for t, line in zip(names, live, strict=True))
+
+
+def _row(owners: Ints, counts: Ints, name: str) -> Row:
+    nodes, edges = ((counts > 0) & side for side in (owners >= 0, owners < 0))
+    order = np.flatnonzero(edges)[::-1]  # `~edge` rises as the edge falls
+    return Row(owners[nodes], counts[nodes], ~owners[order], counts[order], name=name)
 
 
 def add_memory(
@@ -115,18 +125,12 @@ def _weight(d: Draft, v: int, device: Device) -> int:
     return kept * (whole if chained else 1)
 
 
-def _totals(owners: Ints, weights: Ints, here: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """Each owner among those here, with its weights added up."""
-    found, index = np.unique(owners[here], return_inverse=True)
-    return found, np.bincount(index, weights[here], len(found)).astype(np.int64)
-
-
 def first_rows(d: Draft, timeline: Timeline) -> tuple[Row, ...]:
     """The moments at which the first and the last member of each class of ops make something."""
     grows = np.zeros(timeline.num_times, dtype=bool)
     grows[timeline.first] = True
     times = {m[i] for m in d.classes.members for i in (0, -1) if grows[m[i]]}
-    return tuple(timeline.row(t) for t in sorted({0, *times}))
+    return timeline.rows(sorted({0, *times}))
 
 
 def violated(
@@ -138,7 +142,7 @@ def violated(
     for t in np.argsort(-curve, kind="stable")[: 64 * most].tolist():
         if curve[t] > limit and len(found) < most:
             found.setdefault(int(d.classes.op_class[min(t, len(d.graph.ops) - 1)]), t)
-    return tuple(timeline.row(t) for t in found.values())
+    return timeline.rows(found.values())
 
 
 def _node_of_value(d: Draft, storage: Storage, live: Liveness) -> Ints:

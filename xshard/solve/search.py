@@ -25,10 +25,9 @@ import numpy as np
 from xshard.solve.check import Ledger
 from xshard.solve.exact import MANY_CHOICES, constrained, num_choices, unconstrained
 from xshard.solve.peak import tidied
-from xshard.solve.price import MOST_CHOICES_TO_ELIMINATE
 from xshard.solve.problem import Infeasible, Problem, Solution
 from xshard.solve.spans import as_rows
-from xshard.solve.state import LEAST_S, Budget, Progress, State
+from xshard.solve.state import LEAST_S, Budget, Choices, Progress, State
 
 DETERMINISTIC_SHARE = 0.3
 MANY_COUNTS = 1 << 20
@@ -89,6 +88,18 @@ def solve(
     return _run(search)
 
 
+def least_peak(problem: Problem) -> Choices | None:
+    """If it is quickly proven that nothing fits the limit: the choices of the least peak found.
+
+    None where nothing is proven, and for small problems.
+    """
+    if not problem.rows or not _is_wide(problem):
+        return None
+    from xshard.solve.wide import hopeless
+
+    return hopeless(problem)
+
+
 def _is_small(problem: Problem) -> bool:
     """Whether the exact search is the better one."""
     return (
@@ -118,4 +129,4 @@ def _run(search: State) -> Solution | Infeasible:
 
 def _is_wide(problem: Problem) -> bool:
     """Whether its rows are priced by messages."""
-    return num_choices(problem) > MOST_CHOICES_TO_ELIMINATE
+    return num_choices(problem) > MANY_CHOICES

@@ -18,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xshard.solve.dual import Dual, climb, split
-from xshard.solve.exact import MANY_CHOICES, ceiling, constrained, num_choices
+from xshard.solve.exact import ceiling, constrained, num_choices
 from xshard.solve.fix import Fix
 from xshard.solve.limited import Limited
 from xshard.solve.master import master
 from xshard.solve.merge import Merge
+from xshard.solve.price import MOST_CHOICES_TO_ELIMINATE
 from xshard.solve.problem import Infeasible, Ints, Problem
 from xshard.solve.reduce import Reduced
-from xshard.solve.state import State
+from xshard.solve.state import Choices, State
 from xshard.solve.trim import Trim
 
 MOST_POINTS = 40
@@ -57,9 +58,18 @@ def limited(s: State) -> bool:
         _mix(s, base, prices, dual)
         _neighbourhoods(s, base, prices, dual)
         rest = base.then(prices.within(dual.best.prices, s.best[0] - 1))
-        if not _is_enough(s) and num_choices(rest.problem) <= MANY_CHOICES:
+        if not _is_enough(s) and num_choices(rest.problem) <= MOST_CHOICES_TO_ELIMINATE:
             constrained(s, rest)
     return True
+
+
+def hopeless(problem: Problem) -> Choices | None:
+    """The choices of the least peak found, if it is proven that nothing fits."""
+    base = Reduced(problem, ()).then(Trim()).then(Merge())
+    prices = Limited.of(base.problem)
+    if prices.at(np.zeros(len(problem.rows))).excess.max() <= 0 or not prices.peak(lambda: True):
+        return None
+    return base.invert(prices.nearest())
 
 
 def _is_enough(s: State) -> bool:
