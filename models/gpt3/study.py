@@ -25,8 +25,8 @@ from models.gpt3.config import CONFIGS, GPT3Config
 from models.gpt3.published import PublishedRow, published
 from models.gpt3.step import batch_avals, make_train_step, state_avals
 
-MODES: dict[str, dict[str, Any]] = {"tensor": {"remat": "auto"}}
-"""Options of `xshard.plan` by mode: tensor, one program over all devices."""
+MODES = ("tensor", "pipeline")
+"""One program over all devices; or that, or stages on groups of them, whichever is faster."""
 HOST = 8
 """Devices of a host; the published figures do not say."""
 
@@ -61,7 +61,8 @@ class Row:
       step_s, peak_bytes: predicted; None where nothing fits.
       gap: at most this share could be saved by another plan.
       flops_per_s, mfu, hfu: of a device; see the module's docstring.
-      recomputed: layers that the backward pass computes again, of all.
+      recomputed: layers that the backward pass computes again, of all; of a pipeline, attention and
+        MLP count apart.
       compiled_bytes: peak by XLA's compiler for these devices, if it was asked.
       error: why there is no plan.
     """
@@ -88,30 +89,50 @@ class Row:
 
 def plan_row(case: Case, time_limit: float, *, verify: bool = False) -> Row:
     """Plans a case; with `verify` XLA compiles it too, which takes minutes."""
-    config = case.config
     began = time.perf_counter()
     try:
-        plan = xshard.plan(
-            make_train_step(config).train, state_avals(config), batch_avals(config),
-            cluster=case.place(), memory_limit=case.memory_limit, time_limit=time_limit,
-            microbatches=config.batch // case.microbatch_size, plan_cache=False, **MODES[case.mode],
-        )  # fmt: skip
+        plan = _planned(case, time_limit)
     except xshard.InfeasibleError as error:
         reason = str(error).partition("\n")[0]
         return Row(case, time.perf_counter() - began, error=reason)
     row = _row(case, plan, time.perf_counter() - began)
-    return replace(row, compiled_bytes=xshard.verify(plan).compiled.total) if verify else row
+    if verify and isinstance(plan, xshard.Plan):
+        return replace(row, compiled_bytes=xshard.verify(plan).compiled.total)
+    return row
 
 
-def _row(case: Case, plan: xshard.Plan, planning_s: float) -> Row:
-    config, step_s = case.config, plan.predicted_time_s
+def _planned(case: Case, time_limit: float) -> xshard.Plan | xshard.PipelinePlan:
+    config = case.config
+    options: dict[str, Any] = {
+        "cluster": case.place(), "memory_limit": case.memory_limit, "time_limit": time_limit,
+        "microbatches": config.batch // case.microbatch_size, "remat": "auto",
+    }  # fmt: skip
+    step = make_train_step(config).train, state_avals(config), batch_avals(config)
+    if case.mode == "pipeline":
+        return xshard.plan_pipeline(*step, **options)
+    return xshard.plan(*step, **options, plan_cache=False)
+
+
+def _row(case: Case, plan: xshard.Plan | xshard.PipelinePlan, planning_s: float) -> Row:
+    config, step_s = case.config, plan.objective_ns * 1e-9
     speed = config.model_flops_per_token * config.tokens_per_step / step_s / config.num_devices
     mfu = speed / case.place().device.peak_flops[config.dtype]
-    again = sum(chain.recomputed for chain in plan.remat)
-    more = again / config.num_layers * _layers_share(config) / 3
-    mesh, recomputed = "×".join(map(str, plan.mesh.sizes)), f"{again} of {config.num_layers}"
-    return Row(case, planning_s, mesh, step_s, plan.peak_bytes, plan.gap, speed, mfu,
-               mfu * (1 + more), recomputed)  # fmt: skip
+    mesh, (again, layers) = "×".join(map(str, plan.mesh.sizes)), _recomputed(plan, config)
+    more = again / layers * _layers_share(config) / 3
+    if isinstance(plan, xshard.PipelinePlan):
+        mesh = f"{plan.schedule.num_groups} stages of {mesh}"
+        peak = max(plan.peak_bytes)
+    else:
+        peak = plan.peak_bytes
+    return Row(case, planning_s, mesh, step_s, peak, plan.gap, speed, mfu, mfu * (1 + more),
+               f"{again} of {layers}")  # fmt: skip
+
+
+def _recomputed(plan: xshard.Plan | xshard.PipelinePlan, config: GPT3Config) -> tuple[int, int]:
+    """(recomputed, all) layers; of a pipeline, what its stages have whole numbers of."""
+    if isinstance(plan, xshard.PipelinePlan):
+        return sum(plan.recomputed), sum(plan.layers)
+    return sum(chain.recomputed for chain in plan.remat), config.num_layers
 
 
 def _layers_share(config: GPT3Config) -> float:

@@ -1,14 +1,15 @@
 """The GPT-3 study: every configuration and microbatch size planned, beside the published figures.
 
-    python -m models.gpt3.tables [--configs 350M,39B] [--microbatch-sizes 1,2,4,8,16,32]
-        [--memory-limit 30GB] [--cluster v100-sxm2-32gb] [--json rows.jsonl --resume]
-        [--format markdown|csv|html] [--output FILE] [--verify]
+    python -m models.gpt3.tables [--configs 350M,39B] [--modes tensor,pipeline]
+        [--microbatch-sizes 1,2,4,8,16,32] [--memory-limit published] [--cluster v100-sxm2-32gb]
+        [--json rows.jsonl --resume] [--format markdown|csv|html] [--output FILE] [--verify]
 
 No GPU is needed. A configuration is planned for the number of devices of its published run, eight
-a host, and for the best mesh of one and two axes. With `--json` each row is appended to a file as
-soon as it is there, and with `--resume` those that stand there are not planned again. With
-`--verify` XLA compiles every plan for its devices (the extra `aot-cuda`), minutes each. The
-formulas of TFLOP/s and MFU are in `models/gpt3/study.py`.
+a host, and for the best mesh of one and two axes; in the mode pipeline also in stages, if that is
+faster. The published memory limits are 30 GB, and 25 GB for 16 and 32 sequences. With `--json` each
+row is appended to a file as soon as it is there, and with `--resume` those that stand there are not
+planned again. With `--verify` XLA compiles every plan of one program for its devices (the extra
+`aot-cuda`), minutes each. The formulas of TFLOP/s and MFU are in `models/gpt3/study.py`.
 """
 
 import argparse
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from models.gpt3.study import Case
 
 SIZES = "1,2,4,8,16,32"
-MODES = ("tensor",)
+MODES = ("tensor", "pipeline")
+LIMITS = {size: "25GB" if size >= 16 else "30GB" for size in (1, 2, 4, 8, 16, 32)}
+"""Of the published runs, by sequences in a microbatch."""
 FORMATS = ("markdown", "csv", "html")
 
 
@@ -34,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from jax import clear_caches
+
     from models.gpt3.study import append, plan_row, read
     from models.gpt3.study_text import FORMATS as texts
 
@@ -47,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 append(options.json, row)
             took = row.error or f"{row.step_s:.2f} s a step"
             print(f"{case.model} {case.mode} {case.microbatch_size}: {took}", file=sys.stderr)
+            clear_caches()
         rows.append(row)
     text = texts[options.format](rows)
     if options.output:
@@ -61,7 +67,9 @@ def _cases(options: argparse.Namespace) -> "Iterator[Case]":
 
     for model, mode, size in itertools.product(options.configs, options.modes, options.sizes):
         if CONFIGS[model].batch % size == 0:
-            yield Case(model, mode, size, options.cluster, options.memory_limit)
+            limit = options.memory_limit
+            limit = LIMITS.get(size, "30GB") if limit == "published" else limit
+            yield Case(model, mode, size, options.cluster, limit)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,10 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     published = [name for name in CONFIGS if name != "tiny"]
     add("--configs", type=_some(tuple(CONFIGS)), default=published, help="names, with commas")
-    add("--modes", type=_some(MODES), default=list(MODES), help="tensor")
+    add("--modes", type=_some(MODES), default=["tensor"], help="tensor,pipeline; default: tensor")
     add("--microbatch-sizes", type=_sizes, default=_sizes(SIZES), dest="sizes",
         help=f"sequences in a microbatch; default: {SIZES}")  # fmt: skip
-    add("--memory-limit", default="30GB", help="of a device; default: 30GB")
+    add("--memory-limit", default="30GB", help='of a device, or "published"; default: 30GB')
     add("--cluster", default="v100-sxm2-32gb", help="kind of device; default: v100-sxm2-32gb")
     add("--time-limit", type=float, default=20.0, help="of one solve, in seconds")
     add("--json", type=Path, metavar="ROWS.jsonl", help="append each row there")

@@ -33,6 +33,12 @@ def test_a_case_is_planned(tmp_path: Path):
     assert float(row["step s"]) >= 0 and float(row["TFLOP/s"]) > 0 and row["gap"] == "0.0%"
 
 
+def test_stages_are_planned(tmp_path: Path):
+    line = "--configs tiny --modes pipeline --memory-limit 1TB --microbatch-sizes 24 --format csv"
+    [row] = csv.DictReader(run(line, tmp_path).splitlines())
+    assert row["mode"] == "pipeline" and float(row["step s"]) >= 0 and row["recomputed"]
+
+
 def test_rows_are_planned_once_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(study, "plan_row", stand_in)
     rows = tmp_path / "rows.jsonl"
