@@ -8,8 +8,9 @@ in sequence beat one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,19 +45,31 @@ class Step:
 @lru_cache(maxsize=1 << 18)
 def route(src: Spec, dst: Spec, mesh: MeshShape) -> tuple[Step, ...]:
     """The steps from `src` to `dst` for an array of one byte: bytes are fractions of the whole."""
-    return _route(*_short(src, dst), mesh)
+    pairs = _short(src, dst)
+    steps = _route(tuple(s for s, _ in pairs), tuple(d for _, d in pairs), mesh)
+    if src[:1] == dst[:1] == ((),):
+        inner: Order = "elements" if len(pairs) == 1 else "rows"
+        return tuple(_within_rows(step, inner) for step in steps)
+    return steps
 
 
-def _short(src: Spec, dst: Spec) -> tuple[Spec, Spec]:
-    """The specs with one of each run of dimensions that neither cuts.
+def _short(src: Spec, dst: Spec) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The specs without leading dimensions that neither cuts, and one of each such run elsewhere.
 
     Where such dimensions stand matters to the partitioner, how many there are does not.
     """
-    kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), ())]
     for pair in zip(src, dst, strict=True):
-        if pair != ((), ()) or kept[-1:] != [pair]:
+        if pair != ((), ()) or kept[-1] != pair:
             kept.append(pair)
-    return tuple(s for s, _ in kept), tuple(d for _, d in kept)
+    return kept[1:]
+
+
+def _within_rows(step: Step, order: Order) -> Step:
+    """The step behind leading dimensions: what was gathered along the outermost no longer is."""
+    if step.kind != "all-gather" or step.order != "kept":
+        return step
+    return Step(step.kind, step.axes, step.nbytes, step.devices, order)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -104,7 +117,7 @@ class Resharder:
     def steps(self, src: Spec, dst: Spec, nbytes: float) -> tuple[Step, ...]:
         """The collectives from `src` to `dst`; none where a slice does it."""
         path = route(src, dst, self.model.mesh)
-        return tuple(replace(s, nbytes=s.nbytes * nbytes) for s in path)
+        return tuple(Step(s.kind, s.axes, s.nbytes * nbytes, s.devices, s.order) for s in path)
 
     def time_ns(self, src: Spec, dst: Spec, nbytes: float) -> int:
         """Nanoseconds of all the steps, one after the other."""
@@ -141,13 +154,13 @@ class Resharder:
         return self._layouts[specs]
 
     def _gather(self, specs: tuple[Spec, ...]) -> list[_Slot]:
-        found: dict[tuple[int, Step], list[tuple[int, int, float]]] = {}
+        found: dict[tuple[Any, ...], list[tuple[int, int, float]]] = {}
         for row, src in enumerate(specs):
             for column, dst in enumerate(specs):
                 for place, step in enumerate(route(src, dst, self.model.mesh)):
-                    key = place, replace(step, nbytes=1.0)
+                    key = step.kind, step.axes, 1.0, step.devices, step.order, place
                     found.setdefault(key, []).append((row, column, step.nbytes))
-        return [self._slot(entries, step) for (_, step), entries in found.items()]
+        return [self._slot(entries, Step(*key[:-1])) for key, entries in found.items()]
 
     def _slot(self, entries: list[tuple[int, int, float]], step: Step) -> _Slot:
         rows, columns, fractions = map(np.array, zip(*entries, strict=True))

@@ -10,6 +10,7 @@ import numpy as np
 from xshard.solve.check import Ledger, evaluate, objective_of
 from xshard.solve.drop import Drop
 from xshard.solve.dual import FEW_SWEEPS, MOST_SWEEPS, Dual, climb, split
+from xshard.solve.improve import improved
 from xshard.solve.master import master, share_out
 from xshard.solve.merge import Merge
 from xshard.solve.model import minimise_cost
@@ -85,10 +86,12 @@ def _within_reach(s: State, reduced: Reduced) -> Reduced:
     costs = [n.costs for n in problem.nodes]
     tables = engine.edge_tables([e.costs for e in problem.edges])
     least, choices = engine.minimise(costs, tables)
+    s.bound = max(s.bound, problem.constant + least)
+    enough = s.bound + int(s.enough_gap * s.bound)
+    choices = improved(problem, choices, enough, s.budget.seed)
     most = objective_of(problem, choices)
     if most >= FORBIDDEN:
         return reduced
-    s.bound = max(s.bound, problem.constant + least)
     s.visit(reduced.invert(choices))
     bounds = engine.bounds(costs, tables)
     return reduced.then(Drop(tuple(np.flatnonzero(b + problem.constant <= most) for b in bounds)))
