@@ -31,12 +31,15 @@ CASES = [
     (models.skips, (3, 5), (3, 5), False, CLOSE),
     (models.encoder_decoder, (5, 6), (1, 6), False, CLOSE),
     (models.scaled, (1, 1), (1, 1), False, CLOSE),
+    (lambda: models.gpt3(dropout=0.1, num_layers=4, layers="scanned"), (2, 3), (1, 3), True, NEAR),
 ]
 
 
 @pytest.mark.parametrize(
-    ("case", "counts", "again", "apart", "close"), CASES, ids=["gpt3", "skips", "both", "scaled"]
-)
+    ("case", "counts", "again", "apart", "close"),
+    CASES,
+    ids=["gpt3", "skips", "both", "scaled", "scanned"],
+)  # fmt: skip
 def test_results_are_those_of_the_step(
     case: Any, counts: Any, again: Any, apart: bool, close: Any
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from xshard.stages.kinds import Kinds, free_values
 from xshard.stages.once import place_once
 from xshard.stages.programs import Slot, programs_of
 from xshard.stages.recompute import recompute
+from xshard.stages.rescan import rescan
 from xshard.stages.slices import slices_of
 from xshard.stages.spread import split_totals, spread
 from xshard.stages.staged import Part, Piece, Staged
@@ -70,14 +72,16 @@ class Cuttable:
         if not cuts and not sliced:
             alone = {n: [n] for n in self.body.forward}
             again = [self._made(k, alone) for k in chosen]
+            scans = self._scans(counts, recomputed, alone)
             starts = [u.start for u in first]
-            return _staged(self.flat, self.body, starts, split_backward, again)
+            return _staged(self.flat, self.body, starts, split_backward, again, scans)
         bounds = {n: (0, *layers, n.eqn.params["length"]) for n, layers in cuts.items()}
         flat, stand_for = unstack(self.flat, bounds, sliced)
         body = body_of(flat, self.kinds, free_values(flat, self.kinds))
         starts = [self._begins(u, cuts, stand_for, body) for u in first]
         again = [self._made(k, stand_for) for k in chosen]
-        return _staged(flat, body, starts, split_backward, again)
+        scans = self._scans(counts, recomputed, stand_for)
+        return _staged(flat, body, starts, split_backward, again, scans)
 
     def _made(self, k: int, stand_for: Mapping[Node, list[Node]]) -> frozenset[int]:
         """The values that the forward nodes of a unit make, scans over layers apart."""
@@ -85,6 +89,28 @@ class Cuttable:
         nodes = self.body.forward[starts[k] : starts[k + 1]]
         stacks = set(stacks_of(self.flat))
         return frozenset(v for n in nodes if n not in stacks for m in stand_for[n] for v in m.outs)
+
+    def _scans(
+        self, counts: Sequence[int], recomputed: Sequence[int],
+        stand_for: Mapping[Node, list[Node]],
+    ) -> dict[int, int]:  # fmt: skip
+        """By the first value of each stage's part of a scan, how many layers are run again."""
+        stacks = set(stacks_of(self.flat)) if any(recomputed) else set[Node]()
+        starts = [u.start for u in self.units] + [len(self.body.forward)]
+        found: dict[int, int] = {}
+        seen: Counter[Node] = Counter()
+        first = 0
+        for count, again in zip(counts, recomputed, strict=False):
+            layers: Counter[Node] = Counter()
+            for k in range(first, first + count):
+                nodes = self.body.forward[starts[k] : max(starts[k + 1], starts[k] + 1)]
+                layers.update({n: int(k < first + again) for n in nodes if n in stacks})
+            for node, number in layers.items():
+                scans = [n for n in stand_for[node] if n.eqn.primitive.name == "scan"]
+                found[scans[seen[node]].outs[0]] = number
+                seen[node] += 1
+            first += count
+        return {v: number for v, number in found.items() if number}
 
     def _begins(
         self, unit: Unit, cuts: Mapping[Node, list[int]], stand_for: Mapping[Node, list[Node]],
@@ -138,11 +164,11 @@ def _chosen(counts: Sequence[int], recomputed: Sequence[int]) -> Iterator[int]:
 
 def _staged(
     flat: Flat, body: Body, starts: Sequence[int], split_backward: bool,
-    again: Sequence[frozenset[int]],
+    again: Sequence[frozenset[int]], scans: Mapping[int, int],
 ) -> Staged:  # fmt: skip
     flat, stages = spread(flat, assign(flat, body, starts))
     flat = split_totals(flat, stages)
-    flat, stages = recompute(flat, stages, again, body.free)
+    flat, stages = recompute(*rescan(flat, stages, scans), again, body.free)
     once = place_once(flat, stages, body.free)
     slots: dict[Node, Slot] = {n: (once.of[n], "before", once.wave[n]) for n in once.before}
     apart = weight_nodes(flat, stages) if split_backward else set[Node]()
