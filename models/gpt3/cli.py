@@ -36,8 +36,6 @@ def parse(argv: list[str] | None = None) -> Arguments:
     _add_run(parser)
     _add_hosts(parser)
     args = parser.parse_args(argv)
-    if args.pipeline and (args.plan or args.save_plan):
-        parser.error("the plan of a --pipeline is no file yet: leave out --plan and --save-plan")
     hosts = (args.coordinator, args.num_processes, args.process_id)
     if any(x is not None for x in hosts) and any(x is None for x in hosts):
         parser.error("--coordinator, --num-processes and --process-id belong together")

@@ -146,11 +146,11 @@ class Trainer:
 
 def _options(args: Arguments) -> dict[str, Any]:
     """What the command line says to `auto_shard`; the library's defaults stand for the rest."""
-    limit = args.memory_limit
+    limit, kind = args.memory_limit, xshard.PipelinePlan if args.pipeline else xshard.Plan
     options = {
         "memory_limit": int(limit) if limit and limit.isdecimal() else limit,
         "time_limit": args.time_limit,
-        "plan": xshard.Plan.load(args.plan) if args.plan else None,
+        "plan": kind.load(args.plan) if args.plan else None,
         "microbatches": args.microbatches,
         "pipeline": args.pipeline,
         "schedule": args.schedule,

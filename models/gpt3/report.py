@@ -41,10 +41,7 @@ class Report:
 
     def plan(self, plan: Plan | PipelinePlan) -> None:
         """The plan, whole or in brief; of a pipeline its stages."""
-        if isinstance(plan, PipelinePlan):
-            self._say("plan", str(plan), plan=str(plan))
-            return
-        text = _in_brief(plan) if self._brief else str(plan)
+        text = _in_brief(plan) if self._brief and isinstance(plan, Plan) else str(plan)
         self._say("plan", text, plan=json.loads(plan.to_json()) if self._json else None)
 
     def resumed(self, step: int) -> None:

@@ -25,10 +25,10 @@ def main(index: int, count: int, port: int, case: str, folder: str = "") -> None
     """Joins the others and trains."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
-    loss, _, what = case.partition("-")
-    state, batch = jax.tree.map(np.asarray, args(CASES[loss]))
+    name, _, what = case.partition("-")
+    state, batch = jax.tree.map(np.asarray, args(*CASES[name]))
     step: Any = xshard.auto_shard(
-        train(CASES[loss]), len(jax.devices()), pipeline=2, microbatches=4, schedule="1f1b",
+        train(CASES[name][0]), len(jax.devices()), pipeline=2, microbatches=4, schedule="1f1b",
         donate_argnums=0,
     )  # fmt: skip
     avals = jax.eval_shape(lambda: state)

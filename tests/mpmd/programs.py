@@ -92,4 +92,7 @@ def scanned(params: Any, batch: Any) -> Any:
     return _cross_entropy(x @ params["embed"].T, batch)
 
 
-CASES: dict[str, Loss] = {"tied": tied, "scanned": scanned}
+CASES: dict[str, tuple[Loss, int]] = {
+    "tied": (tied, 4), "scanned": (scanned, 4), "uneven": (scanned, 3),
+}  # fmt: skip
+"""Losses and numbers of layers, of which two stages have as many or not."""

@@ -102,6 +102,7 @@ def test_all_programs_are_lowered_compiled_and_audited() -> None:
     assert {"fwd of stage 0", "bwd of stage 1", "after of stage 0"} <= compiled.programs.keys()
     assert "// fwd of stage 0\nHloModule" in compiled.as_text()
     assert_close(compiled(state, batch), step(state, batch))
+    assert jax.eval_shape(step, state, batch) == jax.eval_shape(train(programs.tied), state, batch)
     audit = step.audit()
     assert audit.ok()
     assert not audit.unplanned

@@ -65,8 +65,7 @@ def losses(log: Path) -> dict[int, float]:
 @functools.cache
 def plain_losses(case: str) -> dict[int, float]:
     """Of `jax.jit` on one device."""
-    loss = CASES[case]
-    (state, batch), step, found = args(loss), jax.jit(train(loss)), {}
+    (state, batch), step, found = args(*CASES[case]), jax.jit(train(CASES[case][0])), {}
     for i in range(STEPS):
         state, metrics = step(state, batch)
         found[i] = float(metrics["loss"])
@@ -89,7 +88,7 @@ def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:
 def test_a_killed_process_ends_all_and_training_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     """Within 30 s; then with more processes, and as a checkpoint that one process reads, too."""
     kept = tmp_path / "kept"
-    started = start(tmp_path, 2, "scanned-kill", str(kept))
+    started = start(tmp_path, 2, "uneven-kill", str(kept))
     until = time.monotonic() + PATIENCE_S
     while len(losses(tmp_path / "1")) < 2 and time.monotonic() < until:
         time.sleep(0.1)
@@ -97,21 +96,21 @@ def test_a_killed_process_ends_all_and_training_goes_on_from_the_checkpoint(tmp_
     end(started, within_s=30)
     assert started[0].returncode != 0
     assert re.search("process 1 (was not heard of for|had died before)", _text(tmp_path, 0))
-    end(start(tmp_path, 4, "scanned", str(kept)))
-    expected = plain_losses("scanned")
+    end(start(tmp_path, 4, "uneven", str(kept)))
+    expected = plain_losses("uneven")
     assert losses(tmp_path / "0") == pytest.approx({i: expected[i] for i in (2, 3)}, rel=1e-5)
     assert _loss_after_restoring(kept) == pytest.approx(expected[3], rel=1e-5)
 
 
 def _loss_after_restoring(folder: Path) -> float:
     """Of the last step but one, on one device of this process."""
-    state, batch = args(CASES["scanned"])
+    state, batch = args(*CASES["uneven"])
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     here = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)  # noqa: E731
     with ocp.CheckpointManager(folder) as manager:
         wanted = ocp.args.StandardRestore(jax.tree.map(here, state))
         restored = manager.restore(STEPS - 1, args=wanted)
-    _, metrics = jax.jit(train(CASES["scanned"]))(restored, batch)
+    _, metrics = jax.jit(train(CASES["uneven"][0]))(restored, batch)
     return float(metrics["loss"])
 
 

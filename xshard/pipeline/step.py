@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
+import jax
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh
 
 from xshard.cost.cluster import Cluster
@@ -38,6 +40,13 @@ from xshard.verify.audit import Audit
 
 class PipelinedStep(ShardedStep):
     """A `ShardedStep` whose arguments may lie on the groups of devices of a pipeline."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs one step; in a traced function it is the function itself, without stages."""
+        in_stages = self._current is None or isinstance(self._current, MpmdRunnable)
+        if in_stages and any(isinstance(x, Tracer) for x in jax.tree.leaves((args, kwargs))):
+            return self._fun(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
     def profile(self, *args: Any, **kwargs: Any) -> StepProfile:
         """Runs a step as a call does (donating as it does) and measures its tasks.
