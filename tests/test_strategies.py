@@ -41,6 +41,12 @@ TABLE = {
     "what does not divide is left out": ("i k, k j -> i j", "4 6, 6 9 -> 4 9", (4,), [
         "[· ·] [· ·] -> [· ·]", "[x ·] [· ·] -> [x ·]",
     ]),
+    "shards of 32 elements or more may be padded": ("i k, k j -> i j", "1 4, 4 65 -> 1 65", (2,), [
+        "[· ·] [· ·] -> [· ·]", "[· x] [x ·] -> [· ·] + x", "[· ·] [· x] -> [· x]",
+    ]),
+    "but not in a dimension of several factors": ("(i j) -> i j", "195 -> 65 3", (2,), [
+        "[·] -> [· ·]",
+    ]),
     "two axes need not divide together": ("i -> i", "6 -> 6", (2, 3), [
         "[·] -> [·]", "[y] -> [y]", "[x] -> [x]", "[x+y] -> [x+y]",
     ]),

@@ -85,10 +85,16 @@ def _arguments(d: Draft, a: Assignment, names: Sequence[str]) -> tuple[PlannedAr
 
 def _results(d: Draft, a: Assignment, names: Sequence[str]) -> tuple[PlannedArray, ...]:
     return tuple(
-        _array(d, name, v, _returned(d, a, i, v), pinned=i in d.results or v in d.pins)
+        _array(d, name, v, _returned(d, a, i, v), pinned=_stated(d, i) or v in d.pins)
         for i, (name, v) in enumerate(zip(names, d.graph.outputs, strict=True))
         if v is not None
     )
+
+
+def _stated(d: Draft, i: int) -> bool:
+    """Whether the user stated how result `i` is returned."""
+    pin = d.results.get(i)
+    return pin is not None and (not pin or any(axes is not None for axes in pin))
 
 
 def _returned(d: Draft, a: Assignment, i: int, v: int) -> Spec:

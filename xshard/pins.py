@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from xshard.errors import PinError
 from xshard.ir.graph import Graph, Op
 from xshard.ir.trace import Traced
-from xshard.spec import MeshShape
+from xshard.spec import MeshShape, may_split
 
 Pin = tuple[tuple[int, ...] | None, ...]
 
@@ -65,8 +65,14 @@ _CONSTRAINTS = {"sharding_constraint": "sharding", "reshard": "dst_sharding"}
 """Primitives that put a result where the user says, and the parameter that says it."""
 
 
-def read(spec: PartitionSpec, shape: tuple[int, ...], mesh: MeshShape, name: str) -> Pin:
-    """A PartitionSpec as a pin of an array of that shape; `name` is for errors."""
+def read(
+    spec: PartitionSpec, shape: tuple[int, ...], mesh: MeshShape, name: str, *, even: bool = True
+) -> Pin:
+    """A PartitionSpec as a pin of an array of that shape; `name` is for errors.
+
+    Arguments and results must divide. Inside, what does not is kept where plans split so too, and
+    else open: the function's own constraint stays, whatever the value is kept in after it.
+    """
     if len(spec) > len(shape):
         raise PinError(
             f"{name}: {spec} has {len(spec)} dimensions, the array has shape {shape}; "
@@ -74,7 +80,7 @@ def read(spec: PartitionSpec, shape: tuple[int, ...], mesh: MeshShape, name: str
         )
     entries = [*spec, *(None,) * (len(shape) - len(spec))]
     pin = tuple(
-        None if e is PartitionSpec.UNCONSTRAINED else _axes(e, n, i, spec, mesh, name)
+        None if e is PartitionSpec.UNCONSTRAINED else _axes(e, n, i, spec, mesh, name, even)
         for i, (e, n) in enumerate(zip(entries, shape, strict=True))
     )
     used = [axis for axes in pin for axis in axes or ()]
@@ -84,8 +90,8 @@ def read(spec: PartitionSpec, shape: tuple[int, ...], mesh: MeshShape, name: str
 
 
 def _axes(
-    entry: Any, size: int, dim: int, spec: PartitionSpec, mesh: MeshShape, name: str
-) -> tuple[int, ...]:
+    entry: Any, size: int, dim: int, spec: PartitionSpec, mesh: MeshShape, name: str, even: bool
+) -> tuple[int, ...] | None:
     names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
     unknown = [n for n in names if n not in mesh.names]
     if unknown:
@@ -99,7 +105,9 @@ def _axes(
             f"{name}: {spec} lists the axes of dimension {dim} in another order than the mesh "
             f"({mesh}); list them in the mesh's order, or reorder the mesh."
         )
-    if size % mesh.size_of(axes):
+    if not even and not (size and may_split(size, mesh.size_of(axes))):
+        return None
+    if even and size % mesh.size_of(axes):
         raise PinError(
             f"{name}: {spec} splits dimension {dim} of {size} elements over {mesh.size_of(axes)} "
             "shards, which does not divide; pin another dimension or change the size."
@@ -109,7 +117,7 @@ def _axes(
 
 def _constraint(graph: Graph, op: Op, v: int, sharding: NamedSharding, mesh: MeshShape) -> Pin:
     where = f"the sharding constraint at {op.source or op.scope or 'an unknown line'}"
-    pin = read(sharding.spec, graph.values[v].shape, mesh, where)
+    pin = read(sharding.spec, graph.values[v].shape, mesh, where, even=False)
     free = op.params.get("unconstrained_dims") or ()
     return tuple(None if i in free else axes for i, axes in enumerate(pin))
 

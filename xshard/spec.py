@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 Spec = tuple[tuple[int, ...], ...]
 
+LEAST_PADDED = 32
+"""Elements of a shard from which on a dimension is split that does not divide: padding adds less
+than a thirty-second to what it holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class MeshShape:
@@ -56,6 +60,23 @@ def num_shards(spec: Spec, mesh: MeshShape) -> int:
 def divides(spec: Spec, shape: tuple[int, ...], mesh: MeshShape) -> bool:
     """Whether every dimension is a multiple of its number of shards."""
     return all(n % mesh.size_of(axes) == 0 for n, axes in zip(shape, spec, strict=True))
+
+
+def evened(spec: Spec, shape: tuple[int, ...], mesh: MeshShape) -> Spec:
+    """The spec with dimensions whole that it does not split evenly."""
+    sizes = map(mesh.size_of, spec)
+    return tuple(
+        axes if n % size == 0 else () for n, axes, size in zip(shape, spec, sizes, strict=True)
+    )
+
+
+def may_split(n: int, shards: int) -> bool:
+    """Whether a dimension of `n` elements may be split so, evenly or nearly.
+
+    XLA pads the last shards of what does not divide. Where each has many elements that is next to
+    nothing, as of a vocabulary of 50257 words over 8 devices.
+    """
+    return n % shards == 0 or n >= LEAST_PADDED * shards
 
 
 def local_shape(shape: tuple[int, ...], spec: Spec, mesh: MeshShape) -> tuple[int, ...]:

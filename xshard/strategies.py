@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass
 
 from xshard.rules.rule import Dim, Rule
-from xshard.spec import MeshShape, Spec
+from xshard.spec import MeshShape, Spec, may_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def strategies_of(
 
 
 def specs_of(shape: tuple[int, ...], mesh: MeshShape) -> tuple[Spec, ...]:
-    """All specs of an array that divide its dimensions; the first splits nothing."""
+    """All specs of an array that split its dimensions as they may be; the first splits nothing."""
     names = [f"d{i}" for i in range(len(shape))]
     dims = tuple((name,) if n > 1 else () for name, n in zip(names, shape, strict=True))
     rule = Rule((), (dims,), dict(zip(names, shape, strict=True)), kind="view")
@@ -76,8 +76,14 @@ def _options(rule: Rule, axis: str, axis_size: int) -> list[str | None]:
     fixed = rule.blocked | rule.bound.keys()
     return [
         None,
-        *(f for f, n in rule.sizes.items() if f not in fixed and n % axis_size == 0 and n),
+        *(f for f, n in rule.sizes.items() if f not in fixed and n and _fits(rule, f, axis_size)),
     ]
+
+
+def _fits(rule: Rule, factor: str, shards: int) -> bool:
+    """Whether a factor may be split so: what XLA would have to pad only where it stands alone."""
+    n = rule.sizes[factor]
+    return n % shards == 0 or (may_split(n, shards) and factor not in rule.together)
 
 
 def strategy_of(
@@ -92,7 +98,7 @@ def strategy_of(
     for axis, factor in enumerate(factors):
         if factor is not None:
             axes[factor] = (*axes.get(factor, ()), axis)
-    if any(rule.sizes[f] % mesh.size_of(a) for f, a in axes.items()):
+    if not all(_fits(rule, f, mesh.size_of(a)) for f, a in axes.items()):
         return None
     operands = _specs(rule.operands, operand_ranks, axes, rule.sizes, mesh)
     results = _specs(rule.results, result_ranks, axes, rule.sizes, mesh)

@@ -17,7 +17,8 @@ import numpy as np
 from hypothesis import strategies as st
 from jax import lax
 
-SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16)
+SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 67)
+"""The last is split over two devices with one element of padding."""
 DTYPES = ("float32", "bfloat16", "int32")
 
 

@@ -70,6 +70,33 @@ def test_xla_computes_rightly_whatever_two_axes_split(case: Case, mesh) -> None:
             assert_close(part, reference)
 
 
+@pytest.mark.parametrize("case", {c.prim: c for c in CASES}.values(), ids=str)
+def test_xla_pads_what_does_not_divide(case: Case, mesh) -> None:
+    """Over four devices, the last of which may have nothing: numbers are those of one device."""
+    eqn = find(case)
+    rule, args = rule_of_equation(eqn), random_args(eqn)
+    whole = as_function(eqn)(*args)
+    for factor in splittable(rule):
+        if rule.sizes[factor] % 4 == 0 or factor in rule.together:
+            continue
+        ins = shardings(rule.operands, factor, mesh(4), eqn.invars)
+        outs = shardings(rule.results, factor, mesh(4), eqn.outvars)
+
+        def run(*args, ins=ins, outs=outs):
+            results = as_function(eqn)(*map(constrained, args, ins))
+            split = map(constrained, results, outs)
+            return [constrained(x, NamedSharding(mesh(4), P())) for x in split]
+
+        for part, reference in zip(jax.jit(run)(*args), whole, strict=True):
+            assert_close(part, reference)
+
+
+def constrained(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """The array in that sharding, if it is one that may have any."""
+    extended = jax.numpy.issubdtype(x.dtype, jax.dtypes.extended)
+    return x if extended or not x.ndim else jax.lax.with_sharding_constraint(x, sharding)
+
+
 def splittable(rule: Rule) -> list[str]:
     """Factors that two devices can share: outermost in each of their dimensions."""
     dims = [d for group in (*rule.operands, *rule.results) for d in group or ()]

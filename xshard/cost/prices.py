@@ -16,7 +16,7 @@ from xshard.cost.compute import Dims, bandwidth, op_time_ns
 from xshard.cost.device import Device
 from xshard.cost.fusion import ALIASES, EXPENSIVE, Storage
 from xshard.cost.measured import Price, Source
-from xshard.cost.reshard import Resharder, Step, one_stop
+from xshard.cost.reshard import Resharder, Step, indirect, one_stop
 from xshard.ir.graph import Graph, Op, Value
 from xshard.rules.rule import Rule
 from xshard.spec import MeshShape, Spec, divides, num_shards
@@ -29,6 +29,9 @@ _FLOPS_PER_COSTLY_ELEMENT = 12.0
 _FLOPS_PER_RANDOM_WORD = 100.0
 """Arithmetic of one element: plain ops, transcendental ones, and a threefry block (20 rounds of an
 add, a rotation and a xor on two words: Salmon et al., SC 2011)."""
+
+_INDIRECT_NS = 1 << 50
+"""Of a reshard that must take a stop on the way."""
 
 _RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator")
 _TRANSCENDENTAL = EXPENSIVE - {*_RANDOM, "cumsum", "div", "sqrt", "rsqrt"}
@@ -190,8 +193,10 @@ class ClusterPrices:
     def _table(self, shape: tuple[int, ...], itemsize: float) -> tuple[Ints, Ints]:
         key = shape, itemsize
         if key not in self._tables:
-            nbytes = math.prod(shape) * itemsize
-            self._tables[key] = one_stop(self.resharder.table(self._specs(shape), nbytes))
+            specs = self._specs(shape)
+            times = self.resharder.table(specs, math.prod(shape) * itemsize)
+            times[indirect(specs, shape, self.mesh)] = _INDIRECT_NS
+            self._tables[key] = one_stop(times)
         return self._tables[key]
 
     def reduce_ns(

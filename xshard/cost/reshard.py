@@ -20,7 +20,7 @@ from xshard.cost.compute import bandwidth
 from xshard.cost.moves import Move, Order, gathered_order
 from xshard.cost.partitioner import moves
 from xshard.cost.tiling import coordinates, of_spec
-from xshard.spec import MeshShape, Spec, num_shards
+from xshard.spec import MeshShape, Spec, divides, num_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +185,30 @@ def one_stop(times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
         shorter = there < best
         best[shorter], via[shorter] = there[shorter], stop
     return best, via
+
+
+def indirect(specs: tuple[Spec, ...], shape: tuple[int, ...], mesh: MeshShape) -> NDArray[np.bool_]:
+    """The pairs of specs between which padded shards would move: XLA gathers the array instead.
+
+    A padded dimension is gathered whole or cut from whole; anything else goes by such a stop.
+    """
+    padded = [s for s in specs if not divides(s, shape, mesh)]
+    found = np.zeros((len(specs), len(specs)), bool)
+    if padded:
+        for row, src in enumerate(specs):
+            for column, dst in enumerate(specs):
+                found[row, column] = (src in padded or dst in padded) and not (
+                    _cut_from(src, dst, shape, mesh) or _cut_from(dst, src, shape, mesh)
+                )
+    return found
+
+
+def _cut_from(coarse: Spec, fine: Spec, shape: tuple[int, ...], mesh: MeshShape) -> bool:
+    """Whether each shard of `fine` lies within the device's shard of `coarse`."""
+    return all(
+        c == f or not c or (f[: len(c)] == c and n % mesh.size_of(f) == 0)
+        for c, f, n in zip(coarse, fine, shape, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)

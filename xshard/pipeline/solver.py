@@ -27,7 +27,7 @@ from xshard.prepare import Modelled, Prepared, Request, model
 from xshard.run.annotate import Constraints, annotate
 from xshard.run.constraints import constraints_of, partition_spec
 from xshard.solve.problem import Solution
-from xshard.spec import MeshShape, Spec
+from xshard.spec import MeshShape, Spec, evened
 from xshard.stages.graph import StageGraph
 from xshard.stages.staged import PER_MICROBATCH, Staged
 
@@ -46,11 +46,12 @@ class StagePlan:
     part_ns: Mapping[str, int]
 
     def spec(self, value: int) -> Spec | None:
-        """How a value of the staged step lies on the stage."""
+        """How a value of the staged step lies on the stage, between programs: evenly."""
         if value not in self.graph.ids:
             return None
-        classes = self.prepared.classes
-        return self.plan.values[int(classes.value_class[self.graph.ids[value]])]
+        v, request = self.graph.ids[value], self.prepared.request
+        kept = self.plan.values[int(self.prepared.classes.value_class[v])]
+        return evened(kept, request.traced.graph.values[v].shape, request.mesh)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,12 @@ class Rule:
     bound: Mapping[str, str] = field(default_factory=dict[str, str])
     crowded: frozenset[str] = frozenset()
 
+    @property
+    def together(self) -> frozenset[str]:
+        """Factors that must divide: they share a dimension somewhere, or are crowded."""
+        dims = [d for group in (*self.operands, *self.results) for d in group or ()]
+        return frozenset(f for dim in dims if len(dim) > 1 for f in dim) | self.crowded
+
     def text(self) -> str:
         """The rule in its text form."""
         return f"{_side(self.operands, self.blocked)} -> {_side(self.results, self.blocked)}"

@@ -27,8 +27,8 @@ from xshard.rules.rule import Rule
 from xshard.solve.draft import Draft, Ints, Pin, Prices, Returned, Use, copies_of
 from xshard.solve.followers import followers
 from xshard.solve.problem import FORBIDDEN
-from xshard.spec import MeshShape, Spec, num_shards
-from xshard.strategies import Strategy, strategies_of
+from xshard.spec import MeshShape, Spec, divides, num_shards
+from xshard.strategies import Strategy, specs_of, strategies_of
 
 
 def draft(
@@ -53,9 +53,10 @@ def draft(
     leaders = followers(graph, classes, rules)
     sizes = np.bincount(leaders)
     chained = [bool(sizes[leader] > 1) for leader in leaders]
+    returned = _returned_evenly(graph, mesh) | dict(results or {})
     d = Draft(
         graph, classes, mesh, rules, storage, prices, tuple(chained),
-        _gradients(graph, classes, rules), pins, ties, results=results or {},
+        _gradients(graph, classes, rules), pins, ties, results=returned,
     )  # fmt: skip
     _add_inputs(d, pins)
     for c, leader in enumerate(leaders):
@@ -64,6 +65,16 @@ def draft(
     _add_ties(d, ties)
     _add_returned(d)
     return d
+
+
+def _returned_evenly(graph: Graph, mesh: MeshShape) -> dict[int, Pin]:
+    """Results that might be kept in padded shards: JAX returns even ones only."""
+    found: dict[int, Pin] = {}
+    for i, v in enumerate(graph.outputs):
+        shape = () if v is None else graph.values[v].shape
+        if not all(divides(spec, shape, mesh) for spec in specs_of(shape, mesh)):
+            found[i] = (None,) * len(shape)
+    return found
 
 
 def _gradients(graph: Graph, classes: Classes, rules: Sequence[Rule]) -> tuple[bool, ...]:
@@ -102,7 +113,10 @@ def _add_inputs(d: Draft, pins: Mapping[int, Pin]) -> None:
         if value.producer >= 0:
             continue
         specs = d.specs(value.shape)
-        keep = [i for i, s in enumerate(specs) if all(allowed(s, pins.get(v)) for v in members)]
+        keep = [
+            i for i, s in enumerate(specs)
+            if divides(s, value.shape, d.mesh) and all(allowed(s, pins.get(v)) for v in members)
+        ]  # fmt: skip
         usage = local_bytes(value, specs, d.mesh)[keep]
         node = d.add_node(value.name or f"const %{value.id}", [0] * len(keep), usage)
         d.stored[vc] = node, np.array(keep, dtype=np.int64)
@@ -298,7 +312,8 @@ def _add_returned(d: Draft) -> None:
     for vc, pin in sorted(keys, key=str):
         value = d.value(vc)
         specs, (source, index) = d.specs(value.shape), d.stored[vc]
-        keep = np.array([i for i, s in enumerate(specs) if allowed(s, pin)], dtype=np.int64)
+        fits = (allowed(s, pin) and divides(s, value.shape, d.mesh) for s in specs)
+        keep = np.flatnonzero(list(fits)).astype(np.int64)
         node = d.add_node(f"returned {d.nodes[source].name}", [0] * len(keep))
         costs = d.prices.reshard_ns(value.shape, value.itemsize)[np.ix_(index, keep)]
         costs = costs * d.times_returned(vc, pin)
