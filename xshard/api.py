@@ -198,17 +198,18 @@ def plan_pipeline(
     cluster = Cluster.parse(cluster) if isinstance(cluster, str) else cluster
     call = Arguments(fun, static_argnums, donate_argnums).call(avals, {})
     limit = cluster.device.memory_bytes if memory_limit is None else read_bytes(memory_limit)
-    traced = trace(fun, avals, call.static)
-    search = PipelineSearch(
-        traced, donated_places(traced, call), partial(groups_of, cluster),
-        read_number(microbatches), schedule, batch_axes, limit, time_limit, read_remat(remat),
-    )  # fmt: skip
     groups = read_stages(pipeline, cluster)
-    if pipeline != "auto":
-        return search.best(groups).plan
-    asked = Asked(cluster, mesh_shapes(cluster.num_devices), None, None, limit, time_limit)
-    options = search.microbatches, batch_axes, search.remat
-    return fastest(search, groups, Outer(candidates_of(traced, call, asked, *options)))
+    with garbage.kept():
+        traced = trace(fun, avals, call.static)
+        search = PipelineSearch(
+            traced, donated_places(traced, call), partial(groups_of, cluster),
+            read_number(microbatches), schedule, batch_axes, limit, time_limit, read_remat(remat),
+        )  # fmt: skip
+        if pipeline != "auto":
+            return search.best(groups).plan
+        asked = Asked(cluster, mesh_shapes(cluster.num_devices), None, None, limit, time_limit)
+        options = search.microbatches, batch_axes, search.remat
+        return fastest(search, groups, Outer(candidates_of(traced, call, asked, *options)))
 
 
 def profile_steps(

@@ -20,7 +20,7 @@ from xshard.schedules import Schedule, Times, in_flight, simulate
 
 MOST_PLANNED = 4
 """Boundaries whose stages are planned."""
-MOST_PEAKS = 3
+MOST_PEAKS = 4
 """Numbers of recomputed units whose memory is looked at for a stage."""
 MOST_TRIED = 100
 """Boundaries that are looked at, most of whose stages are known from others."""
@@ -166,11 +166,14 @@ class BoundarySearch:
             opened = [s for s, r in ranges.items() if not r.done]
             if not opened:
                 break
+            if all(ranges[s].saved is None for s in opened):
+                opened = [max(opened, key=lambda s: table.in_flight[s])]
             for s in opened:
                 found[s] = ranges[s].guess()
             plans = self.planned(counts, tuple(found))
             for s in opened:
                 ranges[s].see(found[s], plans.loose(s).relaxed.peak_bytes)
+            _share(ranges, opened[0], table.in_flight)
         for s, r in ranges.items():
             found[s] = r.best()
             self._saved.setdefault(table.in_flight[s], r.saved)
@@ -213,6 +216,14 @@ class BoundarySearch:
         if any(key not in self.parts for key in keys):
             return inf
         return step_ns(self.schedule, [self.parts[key] for key in keys])
+
+
+def _share(ranges: Mapping[int, Recomputed], seen: int, in_flight: Sequence[int]) -> None:
+    """What a unit saves on one stage is about what it saves on others, a microbatch in flight."""
+    saved = ranges[seen].saved
+    for s, r in ranges.items():
+        if r.saved is None and saved is not None:
+            r.saved = saved * in_flight[s] / in_flight[seen]
 
 
 def step_ns(schedule: Schedule, stages: Sequence[Parts]) -> int:

@@ -11,6 +11,7 @@ import jax
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh
 
+from xshard import garbage
 from xshard.cost.cluster import Cluster
 from xshard.errors import MeshError, PipelineError, PlanError
 from xshard.ir.trace import Traced, trace
@@ -125,8 +126,9 @@ class PipelineMaker:
         """
         if self.given is not None:
             return self._from(self.given, call)
-        search = self.search(call)
-        search.best((self.groups,))
+        with garbage.kept():
+            search = self.search(call)
+            search.best((self.groups,))
         return self.made(call, search)
 
     def _from(self, plan: PipelinePlan, call: Call) -> MpmdRunnable:
