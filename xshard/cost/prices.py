@@ -266,28 +266,21 @@ def reduction(
 ) -> tuple[tuple[Step, ...], Spec]:
     """The collectives that finish partial sums on the way to `final`, and the spec they end in.
 
-    Axes that `final` splits anyway are summed by a reduce-scatter into their dimension, the others
-    by an all-reduce of what is left. Where that would not divide, or would make tiles in another
-    order (an axis cuts the tiles that there are, so it comes behind theirs), all are summed by an
-    all-reduce.
+    A reduce-scatter, where `final` splits one dimension over just the axes that are summed over,
+    and its tiles come out in order (an axis cuts the tiles that there are, so it comes behind
+    theirs). XLA makes no other: what is scattered over some of the axes or into several dimensions
+    is summed whole by an all-reduce, and sliced.
     """
-    goal = {axis: dim for dim, axes in enumerate(final) for axis in axes}
-    scattered = tuple(a for a in partial if a in goal)
-    whole = tuple(a for a in partial if a not in goal)
-    middle = tuple(
-        (*axes, *(a for a in scattered if goal[a] == dim)) for dim, axes in enumerate(raw)
-    )
+    goal = {dim for dim, axes in enumerate(final) if set(axes) & set(partial)}
+    middle = tuple((*axes, *partial) if d in goal else axes for d, axes in enumerate(raw))
     in_order = all(axes == tuple(sorted(axes)) for axes in middle)
-    if not in_order or not divides(middle, shape, mesh):
-        scattered, whole, middle = (), partial, raw
+    whole = len(goal) == 1 and set(partial) <= {a for d in goal for a in final[d]}
     local = math.prod(shape) * itemsize / num_shards(raw, mesh)
-    steps: list[Step] = []
-    if scattered:
-        steps.append(Step("reduce-scatter", scattered, local, mesh.size_of(scattered)))
-        local /= mesh.size_of(scattered)
-    if whole:
-        steps.append(Step("all-reduce", whole, local, mesh.size_of(whole)))
-    return tuple(steps), middle
+    if not partial:
+        return (), raw
+    if whole and in_order and divides(middle, shape, mesh):
+        return (Step("reduce-scatter", partial, local, mesh.size_of(partial)),), middle
+    return (Step("all-reduce", partial, local, mesh.size_of(partial)),), raw
 
 
 def _matmul_dims(rule: Rule, strategy: Strategy, mesh: MeshShape) -> Dims | None:
