@@ -6,7 +6,7 @@ quickly proven that nothing fits (`planning.hopeless`), the next number is the f
 part of the peak that a microbatch makes would be small enough. Two plans are looked at for a
 number: with as many layers recomputed as let the fastest specs fit (by interpolation between the
 peaks of none and of all), and with none, which must squeeze its specs under the limit; with all
-layers recomputed and no others, where none would hold twice the limit at least.
+layers recomputed and no others, where none would hold far more than the limit.
 
 The fastest plan in m microbatches without a limit and with nothing recomputed bounds all plans in m
 microbatches from below, since recomputing takes time. Where that bound is no better than the best
@@ -46,8 +46,13 @@ from xshard.spec import MeshShape
 CLOSE = 0.03
 """More microbatches are not tried where the plan takes at most this share longer than without a
 limit: they would make no more room that is needed."""
-FAR_ABOVE = 2.0
-"""Layers are not kept where that holds so many times the limit."""
+GROWTH = 0.5
+"""From one number to the next the time grows at least by this share of what it grew by for each
+microbatch since the first."""
+FREE_S = 2.0
+"""Time limit of a solve that only says how fast a way could be."""
+FAR_ABOVE = 1.3
+"""Layers are not kept where that would hold so many times the limit."""
 
 
 @dataclass(slots=True)
@@ -89,7 +94,9 @@ class Outer:
         return replace(plan, notes=(*plan.notes, f"not in microbatches: {why}"))
 
     def _searched(self, made: Modelled, whole: Plan, limit: int, found: tuple[int, ...]) -> Plan:
-        search = _Search(self.candidates, limit, found, kept=hopeless(made, limit))
+        search = _Search(
+            self.candidates, limit, found, hopeless(made, limit), whole.objective_ns
+        )  # fmt: skip
         plan = search.run(self.before or search.guess(whole))
         self.before = plan.microbatches
         trials = search.trials if len(search.trials) > 1 else []
@@ -114,6 +121,8 @@ class _Search:
 
     Attributes:
       kept: the least peak of the step in one piece with all layers kept, if that does not fit.
+      whole_ns: what it takes in one piece without a limit.
+      free_ns: what the best way takes on its mesh without a limit.
       least: the number that could fit by the least peak of the step in one piece.
       nearest: the least peak of the numbers in which nothing fits.
       meshes: those that were not beaten in the first number in which something fits.
@@ -123,6 +132,7 @@ class _Search:
     limit: int
     numbers: tuple[int, ...]
     kept: Hopeless | None = None
+    whole_ns: int = 0
     trials: list[Trial] = field(default_factory=list)
     best: tuple[Modelled, Solution] | None = None
     free_ns: int = 0
@@ -155,7 +165,7 @@ class _Search:
         state = sum(a.local_bytes for a in whole.arguments)
         least, rest = state // whole.mesh.num_devices, whole.peak_bytes - state
         if self.kept is not None:
-            least, rest = self.kept.peak_bytes - self.kept.loop_bytes, self.kept.loop_bytes
+            least, rest = self.kept.fixed_bytes, self.kept.rows_bytes
         rest *= 1 - self._spared(whole)
         fitting = [n for n in self.numbers if least + rest / n <= self.limit]
         found = min(fitting, default=self.numbers[-1])
@@ -192,7 +202,11 @@ class _Search:
     def _may_gain(self, i: int, step: int) -> bool:
         """Whether a further number could be faster, by what is known of others."""
         if step > 0:
-            return (self._objective() or 0) > self.free_ns * (1 + CLOSE)
+            assert self.best is not None
+            now, then = self.best[0].prepared.request.microbatches, self.numbers[i]
+            each = max(0, self.free_ns - self.whole_ns) / max(1, now - 1)
+            least = self.free_ns + GROWTH * each * (then - now)
+            return self.best[1].objective > least * (1 + CLOSE)
         number = self.numbers[i]
         peaks = (found.at(number, of) for of, found in self.nearest.items())
         return number >= self.least and all(peak <= self.limit for peak in peaks)
@@ -250,7 +264,9 @@ class _Search:
         if way not in self.known:
             tried = _under(self.candidates.prepared(way), self.limit)
             models = [model(p) for p in tried if not self._is_beaten(way, p)]
-            self.known[way] = found = relaxed(models if any(map(self._may_fit, models)) else [])
+            self.known[way] = found = relaxed(
+                models if any(map(self._may_fit, models)) else [], FREE_S
+            )
             for r in found:
                 key = way.microbatches, r.modelled.prepared.request.mesh
                 self.bounds[key] = min(r.free.bound, self.bounds.get(key, r.free.bound))
@@ -262,7 +278,7 @@ class _Search:
         if found is None:
             return True
         before = self.nearest.get(number, found)
-        self.nearest[number] = min(found, before, key=lambda h: h.peak_bytes)
+        self.nearest[number] = min(found, before, key=lambda h: h.at(number, number))
         return False
 
     def _is_beaten(self, way: Way, prepared: Prepared) -> bool:
@@ -301,7 +317,7 @@ class _Search:
         for n in sorted(lanes)[-1:]:
             tried = _under(self.candidates.prepared(replace(way, lanes=n)), self.limit)
             models = [model(p) for p in tried if p.request.mesh == best.mesh]
-            found = relaxed(models)
+            found = relaxed(models, FREE_S)
             answer = fitting(found, self._objective())
             if not isinstance(answer, Unfit) and answer[1].objective < (self._objective() or 0):
                 self._take(found, answer)

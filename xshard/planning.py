@@ -101,39 +101,46 @@ class Relaxed:
         return self.modelled.peak_bytes(self.free)
 
 
-def relaxed(models: Sequence[Modelled]) -> list[Relaxed]:
-    """Models without a limit, the fastest first, but for those whose pins contradict each other."""
-    free = [Relaxed(m, s) for m in models if (s := unlimited(m)) is not None]
+def relaxed(models: Sequence[Modelled], most_s: float = np.inf) -> list[Relaxed]:
+    """Models without a limit, the fastest first, but for those whose pins contradict each other.
+
+    Args:
+      most_s: a time limit for each, next to the request's.
+    """
+    free = [Relaxed(m, s) for m in models if (s := unlimited(m, most_s)) is not None]
     return sorted(free, key=lambda r: r.free.objective)
 
 
 @dataclass(frozen=True, slots=True)
 class Hopeless:
-    """The least peak of a model that no specs bring under the limit.
+    """What a model holds at a moment at which no specs bring it under the limit.
 
     Attributes:
-      loop_bytes: what of it is made of a microbatch's rows.
+      fixed_bytes: at least, of what is the same in any number of microbatches.
+      rows_bytes: about the least of what is made of a microbatch's rows.
     """
 
-    peak_bytes: int
-    loop_bytes: int
+    fixed_bytes: int
+    rows_bytes: int
 
     def at(self, microbatches: int, of: int) -> float:
         """About the least peak in another number of microbatches than `of`."""
-        return self.peak_bytes - self.loop_bytes * (1 - of / microbatches)
+        return self.fixed_bytes + self.rows_bytes * of / microbatches
 
 
 def hopeless(modelled: Modelled, limit: int) -> Hopeless | None:
-    """The least peak if it is quickly proven that nothing fits the limit; None for small models."""
+    """Its least peak if it is quickly proven that nothing fits the limit; None for small models."""
     d, timeline = modelled.draft, modelled.timeline
-    answer = least_peak(modelled.problem(limit, first_rows(d, timeline)))
-    if answer is None:
+    choices = least_peak(modelled.problem(limit, first_rows(d, timeline)))
+    if choices is None:
         return None
-    at = int(timeline.curve(d, answer).argmax())
-    here = (timeline.first <= at) & (at <= timeline.last)
-    sizes = timeline.sizes(d, answer) * here
-    turns = np.array([_is_made_for_rows(d, v) for v in timeline.value.tolist()], bool)
-    return Hopeless(int(sizes.sum()), int(sizes[turns].sum()))
+    at = int(timeline.curve(d, choices).argmax())
+    here = np.flatnonzero((timeline.first <= at) & (at <= timeline.last))
+    owners, values = timeline.owner[here].tolist(), timeline.value[here].tolist()
+    of_rows = np.array([_is_made_for_rows(d, v) for v in values], bool)
+    least = np.array([d.nodes[o].usage.min() if o >= 0 else 0 for o in owners], np.int64)
+    fixed = int((least * timeline.weight[here])[~of_rows].sum())
+    return Hopeless(fixed, int(timeline.sizes(d, choices)[here][of_rows].sum()))
 
 
 def _is_made_for_rows(d: Draft, v: int) -> bool:
@@ -197,11 +204,13 @@ _CONTRADICTION = (
 )
 
 
-def unlimited(modelled: Modelled) -> Solution | None:
+def unlimited(modelled: Modelled, most_s: float = np.inf) -> Solution | None:
     """The best choices without a memory limit; None if pins contradict each other."""
     request = modelled.prepared.request
     answer = solve(
-        modelled.problem(None, ()), time_limit_s=request.time_limit_s, enough_gap=ENOUGH_GAP
+        modelled.problem(None, ()),
+        time_limit_s=min(request.time_limit_s, most_s),
+        enough_gap=ENOUGH_GAP,
     )
     return None if isinstance(answer, Infeasible) else answer
 

@@ -98,13 +98,18 @@ class Limited:
         kept = [np.flatnonzero(part) for part in parts]
         return Drop(tuple(k if len(k) else np.zeros(1, np.intp) for k in kept))
 
-    def peak(self, go_on: Callable[[], bool]) -> bool:
-        """Whether it is proven that nothing fits; the choices on the way are points."""
+    def peak(self, go_on: Callable[[], bool], close: float = np.inf) -> bool:
+        """Whether it is proven that nothing fits; the choices on the way are points.
+
+        Args:
+          close: also goes on until the least peak is within this share of its bound.
+        """
         self.asked = True
         full = self.rows.over(np.array(self.nearest(), np.int64))
         prices = (full == full.max()).astype(np.float64)
         rows, place = replace(self.rows, net=_costless(self.problem)), self.places[0]
-        messages, least = np.zeros(len(self.messages)), np.inf
+        messages, least, best = np.zeros(len(self.messages)), np.inf, -np.inf
+        limit = self.problem.limit or 0
         for _ in range(PEAK_ROUNDS):
             prices = prices / prices.sum()
             theta, net = rows.priced(prices)
@@ -114,10 +119,12 @@ class Limited:
             excess = self._point(prices, read(net, theta, self.starts, messages, place)).excess
             least = min(least, float(excess.max()))
             slope = np.where((prices > 0) | (excess == excess.max()), excess - bound, 0.0)
-            if bound > 0 or least <= 0 or not go_on() or not slope.any():
-                return bound > 0
+            best = max(best, bound)
+            known = best > 0 and least <= best + close * (best + limit)
+            if known or least <= 0 or not go_on() or not slope.any():
+                break
             prices = np.maximum(0.0, prices + STEP * (least - bound) / (slope @ slope) * slope)
-        return False
+        return best > 0
 
     def mixture(self, most: int) -> list[tuple[int, ...]]:
         """The `most` cheapest points that fit, as many that nearly fit, and as many of the last."""

@@ -33,6 +33,8 @@ MOST_POINTS = 40
 FEW_POINTS = 6
 """Where none of so many points fits, the least peak is looked for."""
 MIX = 6
+CLOSE = 0.1
+"""Where nothing fits, the least peak is looked for until it is this close to its bound."""
 SIZE = 100
 """Nodes of a neighbourhood."""
 MOST_MISSES = 3
@@ -67,7 +69,8 @@ def hopeless(problem: Problem) -> Choices | None:
     """The choices of the least peak found, if it is proven that nothing fits."""
     base = Reduced(problem, ()).then(Trim()).then(Merge())
     prices = Limited.of(base.problem)
-    if prices.at(np.zeros(len(problem.rows))).excess.max() <= 0 or not prices.peak(lambda: True):
+    fits = prices.at(np.zeros(len(problem.rows))).excess.max() <= 0
+    if fits or not prices.peak(lambda: True, CLOSE):
         return None
     return base.invert(prices.nearest())
 
