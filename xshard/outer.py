@@ -49,6 +49,9 @@ limit: they would make no more room that is needed."""
 GROWTH = 0.5
 """From one number to the next the time grows at least by this share of what it grew by for each
 microbatch since the first."""
+MOST_SPARED = 0.8
+"""Of what is made of rows, recomputing all layers spares this at most: what one of them makes while
+it is recomputed, and what is outside of layers, is left."""
 FREE_S = 2.0
 """Time limit of a solve that only says how fast a way could be."""
 FAR_ABOVE = 1.3
@@ -179,7 +182,7 @@ class _Search:
         state = sum(a.local_bytes for a in whole.arguments)
         saved = sum(part.saved_bytes for part in self.candidates.layers(Way()).parts)
         held = max(1, whole.peak_bytes - state) * whole.mesh.num_devices
-        return min(0.9, saved / held)
+        return min(MOST_SPARED, saved / held)
 
     def _next(self, i: int) -> int:
         """The first number that could fit, by the least peak of `numbers[i]`, which does not."""
