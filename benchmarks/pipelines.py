@@ -1,6 +1,7 @@
 """Whether pipelines compute what the step on one device computes: all of them, the largest error.
 
-    python -m benchmarks.pipelines [--models "GPT-3 scanned,skips"] [--schedules 1f1b] [--json F]
+    python -m benchmarks.pipelines [--models "GPT-3 scanned,skips"] [--schedules 1f1b]
+        [--stages 2,4] [--microbatches 8] [--plan] [--json F]
 
 Each model of `benchmarks/steps/layered.py` (no dropout) on 1, 2 and 4 devices, each with one stage
 (two under "interleaved"), with 1, 2, 4 and 8 microbatches under each schedule, against `jax.jit` of
@@ -65,7 +66,9 @@ def largest_error(found: Any, expected: Any) -> float:
     )
 
 
-def cases(models: Sequence[str], schedules: Sequence[str], plan: bool) -> Iterator[dict[str, Any]]:
+def cases(
+    models: Sequence[str], wanted: Sequence[tuple[int, str, int]], plan: bool
+) -> Iterator[dict[str, Any]]:
     """One record a case."""
     import jax
 
@@ -77,14 +80,12 @@ def cases(models: Sequence[str], schedules: Sequence[str], plan: bool) -> Iterat
         after, first = plain(state, batch)
         expected = {"moments": moments(after), "first": first, "second": plain(after, batch)[1]}
         runs = planned(step) if plan else Unplanned(step, state, batch)
-        for stages, schedule, microbatches in itertools.product(STAGES, schedules, MICROBATCHES):
-            if stages > 1 or schedule == schedules[0]:
-                error = errors(runs(stages, schedule, microbatches), state, batch, expected)
-                yield {
-                    "model": name, "stages": stages,
-                    "schedule": schedule if stages > 1 else "none",
-                    "microbatches": microbatches, "error": error,
-                }  # fmt: skip
+        for stages, schedule, microbatches in wanted:
+            error = errors(runs(stages, schedule, microbatches), state, batch, expected)
+            yield {
+                "model": name, "stages": stages, "schedule": schedule if stages > 1 else "none",
+                "microbatches": microbatches, "error": error,
+            }  # fmt: skip
         jax.clear_caches()
 
 
@@ -151,6 +152,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipelines", description=__doc__)
     parser.add_argument("--models", help="some of the models, with commas between")
     parser.add_argument("--schedules", help="some of the schedules, with commas between")
+    parser.add_argument("--stages", help="some of 1,2,4")
+    parser.add_argument("--microbatches", help="some of 1,2,4,8")
     parser.add_argument("--plan", action="store_true", help="plan each case as auto_shard does")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -160,8 +163,14 @@ def main() -> int:
 
     models = args.models.split(",") if args.models else list(CASES)
     schedules = args.schedules.split(",") if args.schedules else list(SCHEDULES)
+    stages, microbatches = (
+        tuple(map(int, text.split(","))) if text else every
+        for text, every in ((args.stages, STAGES), (args.microbatches, MICROBATCHES))
+    )
+    every = itertools.product(stages, schedules, microbatches)
+    wanted = [case for case in every if case[0] > 1 or case[1] == schedules[0]]
     records = []
-    for record in cases(models, schedules, args.plan):
+    for record in cases(models, wanted, args.plan):
         records.append(record)
         print(*record.values(), file=sys.stderr)
     _print(records)
@@ -173,10 +182,11 @@ def main() -> int:
 def _print(records: list[dict[str, Any]]) -> None:
     by = {(r["model"], r["stages"], r["schedule"], r["microbatches"]): r["error"] for r in records}
     lines = dict.fromkeys(key[:3] for key in by)
-    rows = [[*line, *(f"{by[*line, m]:.1e}" for m in MICROBATCHES)] for line in lines]
+    columns = sorted({key[3] for key in by})
+    rows = [[*line, *(f"{by[*line, m]:.1e}" for m in columns)] for line in lines]
     worst = max(by.values())
     title = f"{len(by)} cases, largest error {worst:.1e}; by microbatches:"
-    table(title, ["model", "stages", "schedule", *MICROBATCHES], rows)
+    table(title, ["model", "stages", "schedule", *columns], rows)
 
 
 if __name__ == "__main__":
