@@ -25,7 +25,7 @@ from math import inf
 
 Counts = tuple[int, ...]
 """Units on each stage."""
-MOST_REFINED = 400
+MOST_REFINED = 200
 """Boundaries whose step is simulated to find the next."""
 
 
@@ -151,9 +151,9 @@ def _in_order(table: StageTable, expected: bool) -> Iterator[tuple[float, Counts
     n, stages = len(table.contents), len(table.in_flight)
     stage = _totals(table, expected)
     rest = _rest(stage, n, stages)
-    heap: list[tuple[float, Counts, float, float]] = [(rest[0][0], (), 0.0, 0.0)]
+    heap: list[tuple[float, int, Counts, float, float]] = [(rest[0][0], 0, (), 0.0, 0.0)]
     while heap and heap[0][0] < inf:
-        bound, counts, before, most = heapq.heappop(heap)
+        bound, _, counts, before, most = heapq.heappop(heap)
         s, start = len(counts), sum(counts)
         if s == stages:
             yield bound, counts
@@ -163,7 +163,8 @@ def _in_order(table: StageTable, expected: bool) -> Iterator[tuple[float, Counts
             longest, after = max(most, before + total), before + each
             least = max(longest, after + rest[s + 1][stop])
             if least < inf:
-                heapq.heappush(heap, (least, (*counts, stop - start), after, longest))
+                entry = least, -s - 1, (*counts, stop - start), after, longest
+                heapq.heappush(heap, entry)  # of equal ones, those with more stages first
 
 
 def _totals(table: StageTable, expected: bool) -> Callable[[int, int, int], tuple[float, float]]:
