@@ -179,6 +179,34 @@ def test_broken_plan_files(mesh: Meshes, tmp_path: Path) -> None:
         xshard.Plan.load(tmp_path / "none.json")
 
 
+def ranked(w: Any, x: Any) -> Any:
+    return (jnp.sort(x @ w, 0) ** 2).mean()
+
+
+def pinned_to_another_mesh(w: Any, x: Any) -> Any:
+    other = jax.make_mesh((8,), ("rows",), (jax.sharding.AxisType.Auto,))
+    return jax.lax.with_sharding_constraint(x @ w, jax.NamedSharding(other, jax.P("rows"))).sum()
+
+
+UNDOABLE: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
+    (ranked, {"microbatches": 2}, xshard.XshardError, "sort works along the batch at LINE"),
+    (ranked, {"microbatches": 2, "pipeline": 2}, xshard.XshardError, "along the batch at LINE"),
+    (pinned_to_another_mesh, {}, xshard.PinError, "sharding constraint at LINE"),
+    (fun, {"memory_limit": 1}, xshard.InfeasibleError, r"1 × dot_general .*\(LINE"),
+]
+
+
+@pytest.mark.parametrize(("function", "options", "error", "message"), UNDOABLE)
+def test_what_cannot_be_done_is_at_a_line_of_the_users(
+    function: Callable[..., Any], options: Any, error: type[Exception], message: str
+) -> None:
+    step = xshard.auto_shard(jax.value_and_grad(function), 8, **options)
+    with pytest.raises(error) as caught:
+        step(X, X)
+    line = rf"test_bad_input\.py:\d+ \({function.__name__}\)"
+    assert re.search(message.replace("LINE", line), str(caught.value)), str(caught.value)
+
+
 LAYER = (np.ones((256, 512), np.float32), np.ones((64, 256), np.float32))
 
 
