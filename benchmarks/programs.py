@@ -190,9 +190,9 @@ def _programs(zoo: bool) -> Iterator[Any]:
 
         yield from PROGRAMS
         return
-    from benchmarks.zoo import hugging_face, science, vision
+    from benchmarks.zoo import hugging_face, rl, science, vision
 
-    for make in (*hugging_face.PROGRAMS, *vision.PROGRAMS, *science.PROGRAMS):
+    for make in (*hugging_face.PROGRAMS, *vision.PROGRAMS, *rl.PROGRAMS, *science.PROGRAMS):
         yield make()
 
 

@@ -1,4 +1,4 @@
-"""Graphs, differential equations, sampling, planning, memory: smaller libraries around JAX."""
+"""Graphs, differential equations, sampling, memory: smaller libraries around JAX."""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
@@ -185,48 +185,6 @@ def no_u_turns() -> Program:
     return Program("NUTS", "blackjax", step, init, lambda _: jnp.zeros(()))
 
 
-def tree_search() -> Program:
-    """MuZero's search with a learnt model: a while loop over trees that are scattered into."""
-    import haiku as hk
-    import mctx
-
-    actions, width = 4, 16
-
-    def net(x: Any) -> Any:
-        h = hk.nets.MLP([32, width])(x)
-        return hk.Linear(actions)(h), hk.Linear(1)(h)[..., 0], h
-
-    model = hk.without_apply_rng(hk.transform(net))
-
-    def init(key: Any) -> Any:
-        a, b = jax.random.split(key)
-        move = model.init(b, jnp.ones((1, width + actions)))
-        return {"root": model.init(a, jnp.ones((1, width))), "move": move, "key": key}
-
-    def step(state: Any, x: Any) -> Any:
-        key, mine = jax.random.split(state["key"])
-        logits, value, hidden = model.apply(state["root"], x)
-
-        def move(params: Any, _key: Any, action: Any, hidden: Any) -> Any:
-            seen = jnp.concatenate([hidden, jax.nn.one_hot(action, actions)], -1)
-            logits, value, new = model.apply(params["move"], seen)
-            reward = jnp.tanh(new.sum(-1))
-            discount = jnp.full_like(reward, 0.9)
-            out = mctx.RecurrentFnOutput(
-                reward=reward, discount=discount, prior_logits=logits, value=value
-            )
-            return out, new
-
-        policy = mctx.gumbel_muzero_policy(
-            params={"move": state["move"]}, rng_key=mine, recurrent_fn=move,
-            num_simulations=8,
-            root=mctx.RootFnOutput(prior_logits=logits, value=value, embedding=hidden),
-        )  # fmt: skip
-        return {**state, "key": key}, {"weights": policy.action_weights, "action": policy.action}
-
-    return Program("Monte Carlo tree search", "mctx", step, init, normal(ROWS, width))
-
-
 def recurrent() -> Program:
     """A linear recurrence as an associative scan (S6, as in Mamba)."""
     import equinox as eqx
@@ -321,36 +279,23 @@ def molecules() -> Program:
     return Program("molecular dynamics", "jax-md", step, init, lambda _: jnp.zeros(()))
 
 
-def off_policy() -> Program:
-    """Off-policy targets by Retrace."""
-    import haiku as hk
-    import rlax
+def bilevel() -> Program:
+    """A penalty's weight, trained through the solution of the problem that it is in."""
+    import jaxopt
 
-    length, actions = 6, 4
-    net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([32, actions])(x)))
+    def inner(w: Any, penalty: Any, x: Any) -> Any:
+        return ((x @ w - x[:, :1]) ** 2).mean() + jnp.exp(penalty) * (w**2).sum()
 
-    def batch(key: Any) -> Any:
-        a, b, c = jax.random.split(key, 3)
-        return {
-            "x": jax.random.normal(a, (ROWS, length + 1, 8)),
-            "a": jax.random.randint(b, (ROWS, length + 1), 0, actions),
-            "r": jax.random.normal(c, (ROWS, length)),
-        }
+    solver = jaxopt.GradientDescent(inner, maxiter=10, implicit_diff=True, unroll=False)
 
-    def loss(params: Any, rows: Any, _key: Any) -> Any:
-        q = net.apply(params, rows["x"])
-        pi = jax.nn.softmax(jax.lax.stop_gradient(q))
-        discount = jnp.full((ROWS, length), 0.9)
-        error = jax.vmap(rlax.retrace, (0,) * 8 + (None,))(
-            q[:, :-1], jax.lax.stop_gradient(q)[:, 1:], rows["a"][:, :-1], rows["a"][:, 1:],
-            rows["r"], discount, pi[:, 1:], jnp.full((ROWS, length), 1 / actions), 0.9,
-        )  # fmt: skip
-        return (error**2).mean()
+    def loss(penalty: Any, x: Any, _key: Any) -> Any:
+        w = solver.run(jnp.zeros((8, 1)), penalty, x).params
+        return ((x @ w - x[:, 1:2]) ** 2).mean()
 
-    return trained("Retrace", "rlax", lambda key: net.init(key, jnp.ones((1, 8))), loss, batch)
+    return trained("bilevel problem", "jaxopt", lambda _: jnp.zeros(()), loss, normal(32, 8))
 
 
 PROGRAMS = [
-    graph_network, equivariant, neural_ode, normalising_flow, variational, no_u_turns, tree_search,
-    recurrent, kalman, evolution, transport, molecules, off_policy,
+    graph_network, equivariant, neural_ode, normalising_flow, variational, no_u_turns,
+    recurrent, kalman, evolution, transport, molecules, bilevel,
 ]  # fmt: skip
