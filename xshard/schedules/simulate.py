@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from xshard.schedules.check import order
 from xshard.schedules.schedule import Schedule, Task
@@ -58,6 +59,10 @@ class Timeline:
         return 1 - sum(self.busy_ns) / total if total else 0.0
 
 
+_order = lru_cache(maxsize=8)(order)
+"""Schedules are simulated many times, with other times."""
+
+
 def simulate(schedule: Schedule, times: Times) -> Timeline:
     """Runs each group's tasks in their order, each as soon as what it reads is there.
 
@@ -66,7 +71,7 @@ def simulate(schedule: Schedule, times: Times) -> Timeline:
     """
     free = [0] * schedule.num_groups
     span: dict[Task, tuple[int, int]] = {}
-    for task in order(schedule):
+    for task in _order(schedule):
         group = schedule.placement[task.stage]
         start = free[group]
         for needed in schedule.waits_for(task):
