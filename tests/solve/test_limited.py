@@ -30,6 +30,7 @@ def choices_of(problem: Any, rng: np.random.Generator) -> np.ndarray:
 def test_rows_cost_and_hold_what_the_problem_says(seed: int) -> None:
     """At any prices: priced cost less what the room pays back is cost plus priced excess."""
     problem, rng = random_problem(seed, forbidden=0.0), np.random.default_rng(seed)
+    assert problem.limit is not None
     rows, ledger = Rows.of(problem), Ledger.of(problem)
     prices = rng.random(len(problem.rows))
     theta, net = rows.priced(prices)
@@ -46,6 +47,7 @@ def test_rows_cost_and_hold_what_the_problem_says(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_bounds_hold_for_what_fits_and_for_every_choice(seed: int) -> None:
     problem = random_problem(seed)
+    assert problem.limit is not None
     best, peak = brute_force(problem)
     limited = Limited.of(problem)
     dual = climb(limited, master, [])
