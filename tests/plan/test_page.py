@@ -87,8 +87,8 @@ def pipeline(tmp_path: Path) -> Path:
     schedule = build("interleaved", 2, 8, 2)
     times = Times.even(schedule, 50_000, fwd=1_000_000, bwd=2_000_000)
     plan = PipelinePlan(
-        schedule, (3, 3, 3, 3), (0, 0, 0, 0), full().mesh, "cpu:2x8", times, (0, 100_000), (10**9, 2 * 10**9),
-        {"stage 0": full(), HOSTILE: full(HOSTILE)},
+        schedule, (3, 3, 3, 3), (0, 0, 0, 0), full().mesh, "cpu:2x8", times,
+        (0, 100_000), (10**9, 2 * 10**9), {"stage 0": full(), HOSTILE: full(HOSTILE)},
     )  # fmt: skip
     assert "stage 3" in str(plan) and "waiting" in plan._repr_html_()
     plan.to_html(tmp_path / "pipeline.html")
