@@ -266,21 +266,28 @@ def reduction(
 ) -> tuple[tuple[Step, ...], Spec]:
     """The collectives that finish partial sums on the way to `final`, and the spec they end in.
 
-    A reduce-scatter, where `final` splits one dimension over just the axes that are summed over,
-    and its tiles come out in order (an axis cuts the tiles that there are, so it comes behind
-    theirs). XLA makes no other: what is scattered over some of the axes or into several dimensions
-    is summed whole by an all-reduce, and sliced.
+    Axes over which `final` splits a dimension are summed by a reduce-scatter into it, the others by
+    an all-reduce of what is left. All are summed by an all-reduce where that would not divide,
+    would make tiles in another order (an axis cuts the tiles that there are, so it comes behind
+    theirs), or would scatter into several dimensions, which XLA does not.
     """
-    goal = {dim for dim, axes in enumerate(final) if set(axes) & set(partial)}
-    middle = tuple((*axes, *partial) if d in goal else axes for d, axes in enumerate(raw))
+    goal = {a: dim for dim, axes in enumerate(final) for a in axes if a in partial}
+    scattered = tuple(a for a in partial if a in goal)
+    rest = tuple(a for a in partial if a not in goal)
+    middle = tuple(
+        (*axes, *scattered) if d in goal.values() else axes for d, axes in enumerate(raw)
+    )
     in_order = all(axes == tuple(sorted(axes)) for axes in middle)
-    whole = len(goal) == 1 and set(partial) <= {a for d in goal for a in final[d]}
+    if len(set(goal.values())) > 1 or not in_order or not divides(middle, shape, mesh):
+        scattered, rest, middle = (), partial, raw
     local = math.prod(shape) * itemsize / num_shards(raw, mesh)
-    if not partial:
-        return (), raw
-    if whole and in_order and divides(middle, shape, mesh):
-        return (Step("reduce-scatter", partial, local, mesh.size_of(partial)),), middle
-    return (Step("all-reduce", partial, local, mesh.size_of(partial)),), raw
+    steps: list[Step] = []
+    if scattered:
+        steps.append(Step("reduce-scatter", scattered, local, mesh.size_of(scattered)))
+        local /= mesh.size_of(scattered)
+    if rest:
+        steps.append(Step("all-reduce", rest, local, mesh.size_of(rest)))
+    return tuple(steps), middle
 
 
 def _matmul_dims(rule: Rule, strategy: Strategy, mesh: MeshShape) -> Dims | None:
