@@ -23,6 +23,7 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from models.gpt3 import model as gpt3_model
 from models.gpt3.config import GPT3Config
 from models.gpt3.layers import Block
 from models.gpt3.model import GPT3
@@ -110,10 +111,17 @@ class Baseline:
         def gpt3(self_: GPT3, tokens: Any, key: Any = None) -> Any:
             return put(model(self_, tokens, key), self.logits)
 
-        jax.clear_caches()  # JAX keeps traces of inner functions, with and without constraints
-        with patch.object(Block, "__call__", block), patch.object(GPT3, "__call__", gpt3):
+        def apply(*args: Any) -> Any:  # a function of its own: JAX keeps traces by function
+            return gpt3_model._apply_block(*args)
+
+        rematted = jax.checkpoint(apply, static_argnums=(0,))
+        with (
+            patch.object(Block, "__call__", block),
+            patch.object(GPT3, "__call__", gpt3),
+            patch.object(gpt3_model, "_apply", jax.jit(apply, static_argnums=0)),
+            patch.object(gpt3_model, "_rematted", jax.jit(rematted, static_argnums=0)),
+        ):
             yield
-        jax.clear_caches()
 
     def _placed(self, mesh: Mesh, specs: Specs) -> Any:
         is_spec = {"is_leaf": lambda x: isinstance(x, P)}
@@ -129,11 +137,14 @@ def baselines(config: GPT3Config, mesh: Mesh) -> list[Baseline]:
     rows = every if config.batch % mesh.size == 0 else every[:1]
     data = {"batch": P(rows), "stream": P(rows), "logits": P(rows)}
     moments = {**whole, "adam": sharded["adam"]}
+    megatron = _megatron(config, mesh, avals)
     return [
         Baseline("data parallel", whole, **data),
         Baseline("ZeRO-1", moments, **data),
         Baseline("FSDP", {**sharded, "rng": P()}, **data),
-        _megatron(config, mesh, avals),
+        megatron,
+        # the batch split over all devices, weights as Megatron has them: each layer gathers its own
+        Baseline("FSDP of Megatron's weights", megatron.state, **data),
     ]
 
 

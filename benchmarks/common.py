@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,12 +79,14 @@ def cores() -> int:
 def alternate(
     runs: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2
 ) -> dict[str, Timing]:
-    """Times each run once a round, in an order that turns; a run waits for its own result."""
-    names = list(runs)
+    """Times each run once a round, in an order that is drawn anew; a run waits for its own result.
+
+    What ran before matters: it leaves caches and the allocator as it needs them.
+    """
+    names, draw = list(runs), random.Random(0)
     times = {name: Timing() for name in names}
     for turn in range(-warmup, rounds):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in draw.sample(names, len(names)):
             wall, cpu = time.perf_counter(), time.process_time()
             runs[name]()
             spent = time.perf_counter() - wall, time.process_time() - cpu
