@@ -10,7 +10,7 @@ to 4; with `--mesh chosen` xshard tries all meshes of one and two axes.
 
 The global batch of 1024 sequences goes through in one piece, so that by default there is no memory
 limit; the peak shows what it would need. With `--auto`, xshard chooses microbatches and recomputed
-layers under the limit: seconds are then those of the way that was chosen, and "total" is of all.
+layers under the limit, and only the total is shown.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def plan_one(name: str, options: argparse.Namespace) -> Planned:
     s = plan.seconds
     return Planned(
         name, cluster, devices, "×".join(map(str, plan.mesh.sizes)), _parts(plan), s["trace"],
-        s["build"], s["solve"], total, plan.gap, plan.predicted_time_s, plan.peak_bytes,
+        s.get("build", 0.0), s.get("solve", 0.0), total, plan.gap, plan.predicted_time_s,
+        plan.peak_bytes,
     )  # fmt: skip
 
 

@@ -192,9 +192,13 @@ class PipelineMaker:
         return found
 
     def _devices(self, groups: int) -> list[tuple[MeshShape, Cluster]]:
-        """The shapes of a group's mesh, and its devices as a cluster."""
+        """The shapes of a group's mesh, and its devices as a cluster.
+
+        Groups work at the same time, so where devices share cores they share them with all.
+        """
         first = self._meshes(groups)[0]
-        cluster = replace(self.place, devices=first.devices).cluster
+        group = replace(self.place, devices=first.devices).cluster
+        cluster = replace(group, device=self.place.cluster.device)
         if len(self.place.shapes) > 1:
             return [(shape, cluster) for shape in mesh_shapes(first.devices.size)]
         return [(MeshShape(first.axis_names, first.devices.shape), cluster)]
