@@ -21,6 +21,7 @@ from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.plan import PipelinePlan
 from xshard.outer import Outer
 from xshard.pipeline.auto import AutoMaker, fastest
+from xshard.pipeline.pinned import pinned
 from xshard.pipeline.search import PipelineSearch, donated_places, groups_of, read_stages
 from xshard.pipeline.step import PipelinedStep, pipeline_maker, refuse_unused, stages_of
 from xshard.place import MeshLike, Place, mesh_shapes, read_bytes, shapes_over
@@ -64,7 +65,8 @@ def auto_shard(
       memory_limit: bytes per device, or text such as "30GB"; by default what the devices have. The
         compiled program keeps it: where the prediction comes near, XLA's count is looked at.
       in_specs, out_specs: pytree prefixes of the arguments (static ones left out) and of the
-        result with PartitionSpecs that are kept; None where xshard is free.
+        result with PartitionSpecs that are kept; None where xshard is free. With `pipeline` they
+        are over the mesh of one group, and hold on each group that has the array.
       donate_argnums, static_argnums: as in `jax.jit`.
       time_limit: seconds that the solver may take at most; the best plan found is used.
       microbatches: parts of the batch that run one after the other, with the results of the whole
@@ -96,15 +98,12 @@ def auto_shard(
     limit = place.memory_bytes if memory_limit is None else read_bytes(memory_limit)
     staged, whole = None, plan if isinstance(plan, Plan) else None
     if pipeline != 1 or isinstance(plan, PipelinePlan):
-        refuse_unused(
-            in_specs=in_specs, out_specs=out_specs, plan=whole, profile=profile or None,
-            cost_db=cost_db or None,
-        )  # fmt: skip
+        refuse_unused(plan=whole, profile=profile or None, cost_db=cost_db or None)
         before = plan if isinstance(plan, PipelinePlan) else None
         pipeline = stages_of(before, pipeline, schedule, microbatches)
         staged = pipeline_maker(
             fun, place, pipeline, schedule, microbatches, batch_axes, time_limit, limit, remat,
-            before,
+            before, in_specs, out_specs,
         )  # fmt: skip
         if pipeline != "auto":
             return PipelinedStep(fun, arguments, staged)
@@ -172,6 +171,8 @@ def plan_pipeline(
     pipeline: int | str = "auto",
     schedule: str = "1f1b",
     memory_limit: int | float | str | None = None,
+    in_specs: Any = None,
+    out_specs: Any = None,
     donate_argnums: int | Sequence[int] = (0,),
     static_argnums: int | Sequence[int] = (),
     batch_axes: Any = None,
@@ -204,10 +205,12 @@ def plan_pipeline(
         search = PipelineSearch(
             traced, donated_places(traced, call), partial(groups_of, cluster),
             read_number(microbatches), schedule, batch_axes, limit, time_limit, read_remat(remat),
+            pins=lambda mesh: pinned(traced, call, mesh, in_specs, out_specs),
         )  # fmt: skip
         if pipeline != "auto":
             return search.best(groups).plan
-        asked = Asked(cluster, mesh_shapes(cluster.num_devices), None, None, limit, time_limit)
+        shapes = mesh_shapes(cluster.num_devices)
+        asked = Asked(cluster, shapes, in_specs, out_specs, limit, time_limit)
         options = search.microbatches, batch_axes, search.remat
         return fastest(search, groups, Outer(candidates_of(traced, call, asked, *options)))
 

@@ -38,10 +38,7 @@ class Asked:
         return [self._request(traced, call, shape) for shape in self.shapes]
 
     def _request(self, traced: Traced, call: Call, shape: MeshShape) -> Request:
-        in_specs = self.in_specs
-        if call.names and isinstance(in_specs, tuple):
-            in_specs = (*in_specs, *[None] * len(call.names))
-        pins = pins_of(traced, shape, in_specs, self.out_specs)
+        pins = asked_pins(traced, call, shape, self.in_specs, self.out_specs)
         return Request(
             traced, shape, self.cluster,
             pins=pins.values,
@@ -51,6 +48,13 @@ class Asked:
             memory_limit=self.memory_limit,
             time_limit_s=self.time_limit_s,
         )  # fmt: skip
+
+
+def asked_pins(traced: Traced, call: Call, shape: MeshShape, ins: Any, outs: Any) -> Pins:
+    """What `in_specs` and `out_specs` fix on a mesh; arguments given by name are free."""
+    if call.names and isinstance(ins, tuple):
+        ins = (*ins, *[None] * len(call.names))
+    return pins_of(traced, shape, ins, outs)
 
 
 def _kept_ties(traced: Traced, pins: Pins) -> dict[int, int]:

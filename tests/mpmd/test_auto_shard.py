@@ -130,7 +130,7 @@ WRONG = [
     ({"pipeline": 3}, MeshError, "mesh data=8 cannot be cut into 3 equal groups"),
     ({"schedule": "fast"}, PipelineError, "schedule='fast' is unknown; use 'auto' or one of 'gp"),
     ({"remat": "some"}, RematError, "remat='some' is none of"),
-    ({"in_specs": ()}, PipelineError, "in_specs=\\(\\) is not heeded"),
+    ({"profile": True}, PipelineError, "profile=True is not heeded"),
     ({"microbatches": 0}, MicrobatchError, "microbatches=0 is no number from 1 on"),
 ]
 

@@ -104,9 +104,9 @@ class BoundarySearch:
 
     def _table(self) -> StageTable:
         """The table with each unit planned alone; equal ones once."""
-        contents = self.cuts.cut.contents
-        n = len(contents)
+        n = len(self.cuts.cut.units)
         one = self.planned((1,) * n, (0,) * n)
+        contents = self.solver.pinned.told_apart(self.cuts.cut.contents, one.staged)
         first = {content: k for k, content in reversed(list(enumerate(contents)))}
         alone: dict[int, Bound] = {}
         for k in {first[c] for c in contents} | {0, n - 1}:

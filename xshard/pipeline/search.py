@@ -17,6 +17,7 @@ from xshard.microbatching import numbers
 from xshard.mpmd.plan import PipelinePlan, PipelineTrial
 from xshard.pipeline.boundaries import BoundarySearch
 from xshard.pipeline.cuts import Cuts
+from xshard.pipeline.pinned import Pinned
 from xshard.pipeline.solver import StagePlans, StageSolver, TooLargeError
 from xshard.place import mesh_shapes
 from xshard.planning import limited
@@ -35,6 +36,8 @@ CHUNKS = 2
 PER_STAGE = 4
 """Microbatches for each stage with which the walk over their numbers begins."""
 
+Pins = Callable[[MeshShape], Pinned]
+"""What the user fixed, on the mesh of a group."""
 Devices = Callable[[int], Sequence[tuple[MeshShape, Cluster]]]
 """For a number of groups of devices, the meshes of one group that are looked at."""
 
@@ -59,6 +62,7 @@ class PipelineSearch:
       schedule: a name, or "auto".
       remat: "none", "all" or "auto".
       below: plans that take so many ns or more are not wanted.
+      pins: what the user fixed.
       trials: what was looked at.
     """
 
@@ -72,6 +76,7 @@ class PipelineSearch:
     time_limit_s: float = 60.0
     remat: str = "none"
     below: float = inf
+    pins: Pins = field(default=lambda _: Pinned())
     trials: list[PipelineTrial] = field(default_factory=list)
     found: Best | None = None
     bound_ns: float = inf
@@ -157,9 +162,7 @@ class PipelineSearch:
         self, cuts: Cuts, schedule: Schedule, chunks: int, shape: MeshShape, cluster: Cluster
     ) -> float:
         limit = self.memory_limit and self.memory_limit // chunks
-        solver = self._solvers.setdefault(
-            (shape, cluster, limit), StageSolver(shape, cluster, limit, self.time_limit_s)
-        )
+        solver = self._solver(shape, cluster, limit)
         search = BoundarySearch(cuts, schedule, solver, self.remat)
         below = self.below if self.found is None else self.found.plan.objective_ns
         trial = PipelineTrial(schedule.name, schedule.num_stages, schedule.microbatches, shape)
@@ -179,6 +182,15 @@ class PipelineSearch:
         if plan.objective_ns < below:
             self.found = Best(plan, found.plans)
         return plan.objective_ns
+
+    def _solver(self, shape: MeshShape, cluster: Cluster, limit: int | None) -> StageSolver:
+        key = shape, cluster, limit
+        if key not in self._solvers:
+            pinned = self.pins(shape)
+            self._solvers[key] = StageSolver(
+                shape, cluster, limit, self.time_limit_s, pinned=pinned
+            )
+        return self._solvers[key]
 
     def refusal(self) -> InfeasibleError:
         """Why nothing fits, by the stage that comes nearest."""
@@ -200,7 +212,7 @@ def cuts_of(
     return Cuts(cut, tied_places(traced), donated, traced.in_paths)
 
 
-def planned_before(plan: PipelinePlan, cuts: Cuts, cluster: Cluster) -> StagePlans:
+def planned_before(plan: PipelinePlan, cuts: Cuts, cluster: Cluster, pinned: Pinned) -> StagePlans:
     """The stages of a plan that was made before.
 
     Raises:
@@ -212,7 +224,7 @@ def planned_before(plan: PipelinePlan, cuts: Cuts, cluster: Cluster) -> StagePla
             f"{len(cuts.cut.units)}; plan again"
         )
     cut = cuts.into(plan.layers, plan.recomputed, split_backward=plan.schedule.split_backward)
-    solver = StageSolver(plan.mesh, cluster)
+    solver = StageSolver(plan.mesh, cluster, pinned=pinned)
     placement = plan.schedule.placement
     stages = StagePlans(cut, placement, [1] * len(placement), solver)
     for s, stage in enumerate(plan.programs.values()):

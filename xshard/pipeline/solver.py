@@ -8,6 +8,7 @@ graphs are solved once.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,7 @@ from xshard.cost.measured import Measured
 from xshard.errors import InfeasibleError, PlanError
 from xshard.ir.graph import Address
 from xshard.pipeline.cuts import CutStep
+from xshard.pipeline.pinned import Pinned
 from xshard.plan.plan import Plan
 from xshard.planning import Relaxed, Unfit, described, fastest, fitting, relaxed
 from xshard.prepare import Modelled, Prepared, Request, model
@@ -93,6 +95,7 @@ class StageSolver:
     Attributes:
       mesh, cluster: of one stage's devices.
       memory_limit: bytes of a device.
+      pinned: what the user fixed.
       free: fingerprint -> a stage's problem and its best choices without a limit.
       known: (fingerprint, in flight) -> the plan; None: there is none.
     """
@@ -102,6 +105,7 @@ class StageSolver:
     memory_limit: int | None = None
     time_limit_s: float = 60.0
     measured: Measured | None = None
+    pinned: Pinned = field(default_factory=Pinned)
     free: dict[str, tuple[Modelled, Solution]] = field(default_factory=dict)
     known: dict[tuple[str, int], Plan | TooLargeError] = field(default_factory=dict)
 
@@ -109,10 +113,11 @@ class StageSolver:
         """A stage, prepared; `pins`: specs of the staged step's values that are decided."""
         graph = cut.graph(stage)
         ids = graph.ids
+        fixed = {**pins, **self.pinned.values(cut.staged)}
+        here = {ids[v]: pin for v, pin in fixed.items() if v in ids}
         request = Request(
             graph.traced, self.mesh, self.cluster,
-            pins={ids[v]: spec for v, spec in pins.items() if v in ids},
-            ties=graph.ties, donated=graph.donated, memory_limit=self.memory_limit,
+            pins=here, ties=self.pinned.kept_ties(graph.ties, here), donated=graph.donated, memory_limit=self.memory_limit,
             time_limit_s=self.time_limit_s, measured=self.measured,
         )  # fmt: skip
         return cut.prepared(stage, request)
@@ -303,13 +308,22 @@ class StagePlans:
         self, meshes: Sequence[Mesh]
     ) -> tuple[dict[tuple[int, int], PartitionSpec], dict[int, Callable[..., Any]]]:
         """(specs by value and group, annotated programs by their places)."""
-        specs = {(v, g): partition_spec(s, meshes[g]) for (v, g), s in self.specs.items()}
+        ends = self.specs | self._next_specs()
+        specs = {(v, g): partition_spec(s, meshes[g]) for (v, g), s in ends.items()}
         bodies = {
             place: body
             for stage, made in enumerate(self.stages)
             for place, body in self._bodies(made, meshes[self.placement[stage]])
         }
         return specs, bodies
+
+    def _next_specs(self) -> dict[tuple[int, int], Spec]:
+        """Results that are arguments of the next step lie as these do, if not pinned otherwise."""
+        pinned, arguments = self.solver.pinned, defaultdict[int, dict[int, Spec]](dict)
+        for (v, g), spec in self.specs.items():
+            arguments[v][g] = spec
+        ties = pinned.kept_ties(self.cut.ties, pinned.values(self.staged))
+        return {(r, g): s for r, a in ties.items() for g, s in arguments[a].items()}
 
     def task_ns(self) -> dict[tuple[int, str], int]:
         """By stage and part, the time of one microbatch, or of the step."""

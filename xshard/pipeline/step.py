@@ -21,7 +21,9 @@ from xshard.mpmd.measure import StepProfile, measured
 from xshard.mpmd.plan import PipelinePlan, PipelineTrial
 from xshard.mpmd.runnable import MpmdRunnable
 from xshard.mpmd.step import Pipeline
+from xshard.pipeline.pinned import pinned
 from xshard.pipeline.search import (
+    Pins,
     PipelineSearch,
     cuts_of,
     divided_step,
@@ -105,6 +107,7 @@ class PipelineMaker:
       groups: of devices, which the place is cut into; or "auto".
       schedule: a name in `SCHEDULES`, or "auto".
       given: the user's plan, used instead of planning.
+      in_specs, out_specs: as of `auto_shard`.
     """
 
     fun: Callable[..., Any]
@@ -117,6 +120,8 @@ class PipelineMaker:
     memory_limit: int | None = None
     remat: str = "none"
     given: PipelinePlan | None = None
+    in_specs: Any = None
+    out_specs: Any = None
 
     def __call__(self, call: Call) -> Any:
         """The pipeline for a call's shapes and static arguments.
@@ -148,7 +153,8 @@ class PipelineMaker:
         donated = donated_places(traced, call)
         cuts = cuts_of(traced, divided_step(traced, self.batch_axes), plan.microbatches,
                        len(plan.layers), donated)  # fmt: skip
-        return self._runnable(plan, planned_before(plan, cuts, cluster), traced, call)
+        stages = planned_before(plan, cuts, cluster, self._pins(traced, call)(plan.mesh))
+        return self._runnable(plan, stages, traced, call)
 
     def search(self, call: Call, below: float = inf) -> PipelineSearch:
         """The search for a call's plan, which has not looked at anything yet."""
@@ -156,7 +162,11 @@ class PipelineMaker:
         return PipelineSearch(
             traced, donated_places(traced, call), self._devices, self.microbatches, self.schedule,
             self.batch_axes, self.memory_limit, self.time_limit_s, self.remat, below,
+            self._pins(traced, call),
         )  # fmt: skip
+
+    def _pins(self, traced: Traced, call: Call) -> Pins:
+        return lambda mesh: pinned(traced, call, mesh, self.in_specs, self.out_specs)
 
     def made(
         self, call: Call, search: PipelineSearch, trials: tuple[PipelineTrial, ...] = ()
@@ -246,7 +256,7 @@ def stages_of(plan: PipelinePlan | None, groups: Any, schedule: str, microbatche
 def pipeline_maker(
     fun: Callable[..., Any], place: Place, groups: Any, schedule: str, microbatches: Any,
     batch_axes: Any, time_limit_s: float, memory_limit: int | None, remat: str,
-    given: PipelinePlan | None = None,
+    given: PipelinePlan | None = None, in_specs: Any = None, out_specs: Any = None,
 ) -> PipelineMaker:  # fmt: skip
     """Makes the step as a pipeline over groups of a place's devices.
 
@@ -267,5 +277,5 @@ def pipeline_maker(
         submeshes(place.devices, place.shapes[0].names, groups)
     return PipelineMaker(
         fun, place, groups, schedule, read_number(microbatches), batch_axes, time_limit_s,
-        memory_limit, read_remat(remat), given,
+        memory_limit, read_remat(remat), given, in_specs, out_specs,
     )  # fmt: skip
