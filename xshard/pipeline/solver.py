@@ -117,8 +117,8 @@ class StageSolver:
         here = {ids[v]: pin for v, pin in fixed.items() if v in ids}
         request = Request(
             graph.traced, self.mesh, self.cluster,
-            pins=here, ties=self.pinned.kept_ties(graph.ties, here), donated=graph.donated, memory_limit=self.memory_limit,
-            time_limit_s=self.time_limit_s, measured=self.measured,
+            pins=here, ties=self.pinned.kept_ties(graph.ties, here), donated=graph.donated,
+            memory_limit=self.memory_limit, time_limit_s=self.time_limit_s, measured=self.measured,
         )  # fmt: skip
         return cut.prepared(stage, request)
 
