@@ -45,6 +45,8 @@ def auto_shard(
     out_specs: Any = None,
     donate_argnums: int | Sequence[int] = (),
     static_argnums: int | Sequence[int] = (),
+    donate_argnames: str | Sequence[str] = (),
+    static_argnames: str | Sequence[str] = (),
     time_limit: float = 60.0,
     microbatches: int | str = 1,
     batch_axes: Any = None,
@@ -67,7 +69,7 @@ def auto_shard(
       in_specs, out_specs: pytree prefixes of the arguments (static ones left out) and of the
         result with PartitionSpecs that are kept; None where xshard is free. With `pipeline` they
         are over the mesh of one group, and hold on each group that has the array.
-      donate_argnums, static_argnums: as in `jax.jit`.
+      donate_argnums, static_argnums, donate_argnames, static_argnames: as in `jax.jit`.
       time_limit: seconds that the solver may take at most; the best plan found is used.
       microbatches: parts of the batch that run one after the other, with the results of the whole
         batch (docs/microbatches.md); "auto": as many as make it fastest under the memory limit.
@@ -78,7 +80,9 @@ def auto_shard(
       pipeline: groups of devices that each hold some of the layers and pass microbatches on to each
         other (docs/pipeline.md); 1: none; "auto": as many as are fastest, or none.
       schedule: of a pipeline: "gpipe", "1f1b", "interleaved", "zero_bubble", or "auto".
-      plan: a plan made before (`Plan.load`, `PipelinePlan.load`), used instead of planning.
+      plan: a plan made before (`Plan.load`, `PipelinePlan.load`), used instead of planning; where a
+        step returns a weakly typed state as a strong one and then computes in another dtype, that
+        is planned.
       cost_db: the database of measured costs: a path; None: the user's own; False: none.
       profile: whether what the database lacks is measured first, for at most half a minute. None:
         only for a kind of device that was never profiled. Processes other than 0 never do.
@@ -94,7 +98,7 @@ def auto_shard(
     if not callable(fun):
         raise TraceError(f"auto_shard needs a function, but got {fun!r} ({type(fun).__name__})")
     place = Place.of(mesh)
-    arguments = Arguments(fun, static_argnums, donate_argnums)
+    arguments = Arguments(fun, static_argnums, donate_argnums, static_argnames, donate_argnames)
     limit = place.memory_bytes if memory_limit is None else read_bytes(memory_limit)
     staged, whole = None, plan if isinstance(plan, Plan) else None
     if pipeline != 1 or isinstance(plan, PipelinePlan):

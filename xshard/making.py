@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from xshard._jax import auto_mesh
 from xshard.asked import Asked, donated_values
 from xshard.cost.measured import Measured
 from xshard.cost.store import known
+from xshard.errors import PlanError
 from xshard.ir.trace import Traced, trace
 from xshard.microbatching import Candidates, Number
 from xshard.outer import Outer
@@ -29,6 +30,7 @@ from xshard.run.constraints import constraints_of
 from xshard.run.fit import within_limit
 from xshard.run.hosts import agree, confirm, same_text
 from xshard.run.step import Runnable, runnable
+from xshard.ties import next_leaves
 
 
 @dataclass(slots=True)
@@ -37,6 +39,7 @@ class Maker:
 
     Attributes:
       given: the user's plan, used instead of planning.
+      served: the calls that it served, but for weak types.
       plans: those that were made, by the fingerprints of what they were made for.
     """
 
@@ -50,13 +53,28 @@ class Maker:
     remat: str = "none"
     plan_cache: PlanCacheOption = None
     plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
+    served: set[Hashable] = field(default_factory=set)
 
     def __call__(self, call: Call) -> Runnable:
         """The step for a call's shapes and static arguments.
 
+        A step may return a weakly typed state as a strongly typed one, for which it computes
+        otherwise: where a given plan is not for that, one is made.
+
         Raises:
           XshardError: no plan can be made, or the given one is for something else.
         """
+        alike = call.key(weak=False)
+        try:
+            made = self._step(call)
+        except PlanError:
+            if self.given is None or alike not in self.served:
+                raise
+            return replace(self, given=None)(call)
+        self.served.add(alike)
+        return made
+
+    def _step(self, call: Call) -> Runnable:
         candidates = self._candidates(call)
         first = candidates.for_plan(self.given) if self.given else candidates.first()
         candidates.know(_shared(lambda: self.costs.of(steps(first), list(self.place.devices.flat))))
@@ -141,7 +159,7 @@ def built(
     return runnable(
         plan, traced, constraints, where, call,
         name=name_of(fun), const_specs=specs, compiler_options=compiler_options,
-        abstract=abstract,
+        abstract=abstract, returned={argument for _, argument in next_leaves(traced)},
     )  # fmt: skip
 
 

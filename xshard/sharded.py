@@ -185,7 +185,8 @@ class ShardedStep:
 
     def _placed(self, current: Runnable, call: Call) -> tuple[Any, ...]:
         """The row, with arrays that lie elsewhere moved."""
-        return call.map(functools.partial(each_leaf, _put), current.in_shardings)
+        place = functools.partial(each_leaf, _put)
+        return call.map(place, current.in_shardings, current.returns)
 
     def _rest(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         wanted = how_many(self._fun, len(args) + 1) - 1
@@ -225,10 +226,13 @@ def _all_same(a: Any, b: Any) -> bool:
     return all(x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-def _put(x: Any, sharding: jax.sharding.NamedSharding) -> Any:
+def _put(x: Any, sharding: jax.sharding.NamedSharding, returns: bool) -> Any:
     x = x.whole() if isinstance(x, SplitArray) else x
-    if not isinstance(x, jax.Array) or isinstance(x, Tracer) or not x.committed:
+    if isinstance(x, Tracer):
         return x
+    if not (isinstance(x, jax.Array) and x.committed):
+        here = returns and sharding.is_fully_addressable
+        return jax.device_put(x, sharding) if here else x
     typed = has_explicit_axes(x) and getattr(x.sharding, "mesh", None) != sharding.mesh
     if typed or not x.sharding.is_equivalent_to(sharding, x.ndim):
         return jax.device_put(x, sharding)

@@ -15,16 +15,24 @@ from xshard.ir.trace import Traced
 def ties_of(traced: Traced) -> dict[int, int]:
     """Result value id -> argument value id."""
     graph = traced.graph
+    found: dict[int, int] = {}
+    for result, argument in next_leaves(traced):
+        v, a = graph.outputs[result], graph.inputs[argument]
+        if v is not None and v != a and v not in found and graph.values[v].producer >= 0:
+            found[v] = a
+    return found
+
+
+def next_leaves(traced: Traced) -> list[tuple[int, int]]:
+    """(leaf of the result, leaf of the arguments whose next value it is)."""
     results = _Side(traced.out_tree, traced.out_avals)
     arguments = _Side(traced.in_tree, traced.in_avals)
-    found: dict[int, int] = {}
     taken: set[int] = set()
-    for start, tree in arguments.children(0, arguments.tree):
-        for result, argument in _match(arguments, tree, start, results, taken):
-            v, a = graph.outputs[result], graph.inputs[argument]
-            if v is not None and v != a and v not in found and graph.values[v].producer >= 0:
-                found[v] = a
-    return found
+    return [
+        pair
+        for start, tree in arguments.children(0, arguments.tree)
+        for pair in _match(arguments, tree, start, results, taken)
+    ]
 
 
 class _Side:

@@ -48,6 +48,11 @@ MAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         xshard.PlanError,
         r"plan must be a Plan, such as Plan.load\(path\) gives, not 'plan.json'",
     ),
+    (
+        lambda: xshard.auto_shard(lambda x, y: x, static_argnames=("y", "z")),
+        xshard.TraceError,
+        "static_argnames has 'z', but <lambda> has no such parameter: it takes x, y",
+    ),
     *[
         (
             lambda limit=limit: xshard.auto_shard(fun, memory_limit=limit),

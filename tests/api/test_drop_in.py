@@ -144,6 +144,45 @@ def test_weak_types_trace_again_but_do_not_plan_again(mesh: Meshes) -> None:
     assert state.plan is plan
 
 
+def test_a_weakly_typed_first_state_has_the_plan_of_the_states_after_it(mesh: Meshes) -> None:
+    """A plan is for dtypes: one more is made only where a weak type made a step compute in less."""
+
+    def step(state: dict[str, Any], x: Any) -> dict[str, Any]:
+        rate = jnp.minimum(state["rate"] * 0.9, 1 + x.astype(jnp.float32).mean())
+        return {"rate": rate, "w": (state["w"] - state["rate"] * x).astype(x.dtype)}
+
+    for dtype, plans in (("float32", 1), ("bfloat16", 2)):
+        x = jnp.asarray(X, dtype)
+        state = first = {"rate": jnp.asarray(0.1), "w": x}
+        free = sharded(step, mesh)
+        assert state["rate"].weak_type and not free(state, x)["rate"].weak_type
+        given, seen = sharded(step, mesh, plan=free.plan), set()
+        for _ in range(3):
+            state, seen = given(state, x), seen | {given.plan.fingerprint}
+        assert len(seen) == plans
+        assert_close(state, functools.reduce(jax.jit(step), [x] * 3, first))
+
+
+@pytest.mark.parametrize("array", [jnp.asarray, np.asarray])
+def test_a_step_is_compiled_once(
+    array: Any, mesh: Meshes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """JAX would compile another program for a state on the mesh, as the first step returns it."""
+
+    def once(state: Any, x: Any) -> Any:
+        return {"w": state["w"] - x, "frozen": state["frozen"]}, x.sum()
+
+    step = sharded(once, mesh, donate_argnums=0)
+    state = given = {"w": array(X), "frozen": array(X)}
+    with jax.log_compiles():
+        step.lower(state, X).compile()
+        for _ in range(3):
+            state, _ = step(state, X)
+    assert caplog.text.count("XLA compilation of jit(once)") == 1
+    assert_close(state, {"w": jnp.asarray(X * -2), "frozen": jnp.asarray(X)})
+    assert array is jnp.asarray or np.array_equal(given["w"], X)
+
+
 def test_static_arguments(mesh: Meshes) -> None:
     """Each value is a plan of its own; 1 is not True, as with `jax.jit`."""
     fun = Counted(lambda x, scale, how: x * scale if how == "mul" else x + scale)
@@ -195,6 +234,26 @@ def test_static_keyword_behind_a_default(mesh: Meshes) -> None:
         expected = jax.jit(fun, static_argnums=2)(X, how=how)
         assert_close(step(X, how=how), expected)
         assert_close(step.lower(X, how=how).compile()(X), expected)
+
+
+def test_static_and_donated_arguments_by_name(mesh: Meshes) -> None:
+    """However they are passed, and those that have no position too, as with `jax.jit`."""
+
+    def fun(state: Any, x: Any, how: str = "mul", *, scale: Any = 2, **rest: Any) -> Any:
+        return (state * x if how == "mul" else state + x) * scale * len(rest["name"])
+
+    names = ("how", "scale", "name")
+    step = sharded(fun, mesh, donate_argnames="state", static_argnames=names)
+    plain = jax.jit(fun, static_argnames=names)
+    for args, named in (
+        ((X, "add"), {"scale": 3}),
+        ((X,), {"how": "add"}),
+        ((), {"x": X}),
+    ):
+        expected = plain(X, *args, name="ab", **named)
+        assert_close(step(X, *args, name="ab", **named), expected)
+        lowered = step.lower(X, *args, name="ab", **named)
+        assert [x.donated for x in jax.tree.leaves(lowered.args_info)] == [True, False]
 
 
 def test_donated_arguments_are_gone(mesh: Meshes) -> None:

@@ -155,6 +155,8 @@ class GraphBuilder:
             return self._call(eqn, body, [ins[k] for k in operands], frame, address)
         if (handler := self._control_flow.get(name)) is not None:
             return handler(self, eqn, ins, frame, address)
+        if name == "convert_element_type" and ins[0] is not None and _to_itself(eqn):
+            return [ins[0]]  # the step of a weakly typed state is that of the state it returns
         return list(self.emit(name, eqn, ins, eqn.outvars, frame, address, plain_params(eqn)))
 
     def _call(
@@ -204,6 +206,12 @@ class GraphBuilder:
             source_line(eqn.source_info.traceback) or frame.source,
             frame.repeat * repeat, frame.needs + needs,
         )  # fmt: skip
+
+
+def _to_itself(eqn: JaxprEqn) -> bool:
+    """Whether a conversion is to the dtype that there is: it changes no more than weak types."""
+    aval: Any = eqn.invars[0].aval
+    return aval.dtype == eqn.params["new_dtype"]
 
 
 def pins(eqn: JaxprEqn) -> tuple[dict[int, NamedSharding], dict[int, NamedSharding]]:

@@ -61,8 +61,11 @@ class Call:
             arg if i in self.static else f(arg, *next(entries)) for i, arg in enumerate(self.row)
         )
 
-    def key(self) -> Hashable:
-        """Equal for two calls that one plan and one compiled program serve."""
+    def key(self, *, weak: bool = True) -> Hashable:
+        """Equal for two calls that one plan and one compiled program serve.
+
+        Without `weak`, also for two that differ in which types are weak.
+        """
         dynamic = [arg for i, arg in enumerate(self.row) if i not in self.static]
         leaves, tree = jax.tree.flatten(dynamic)
         static = tuple((i, type(self.row[i]), self.row[i]) for i in sorted(self.static))
@@ -70,16 +73,17 @@ class Call:
             hash(static)
         except TypeError:
             static = ()  # the trace says which argument it is
-        return tree, self.names, tuple(map(kind, leaves)), static
+        kinds = map(kind, leaves)
+        return tree, self.names, tuple(kinds if weak else map(_strong, kinds)), static
 
 
-def each_leaf(f: Callable[..., Any], arg: Any, others: Any) -> Any:
-    """An argument with `f` applied to each leaf and that of `others` at its place.
+def each_leaf(f: Callable[..., Any], arg: Any, *others: Any) -> Any:
+    """An argument with `f` applied to each leaf and those of `others` at its place.
 
-    `others` has as many leaves, in whatever tree: some classes hold nothing but arrays.
+    Each of `others` has as many leaves, in whatever tree: some classes hold nothing but arrays.
     """
     leaves, tree = jax.tree.flatten(arg)
-    return tree.unflatten(map(f, leaves, jax.tree.leaves(others)))
+    return tree.unflatten(map(f, leaves, *map(jax.tree.leaves, others)))
 
 
 def as_tree(tree: Any, leaves: Sequence[Any]) -> Any:
@@ -105,6 +109,10 @@ def kind(leaf: Any) -> Hashable:
     return aval.shape, aval.dtype, aval.weak_type
 
 
+def _strong(kind: Hashable) -> Hashable:
+    return kind[:2] if isinstance(kind, tuple) else kind
+
+
 class Arguments:
     """How a function takes its arguments, and which of them are static or donated."""
 
@@ -113,17 +121,25 @@ class Arguments:
         fun: Callable[..., Any],
         static: int | Sequence[int] = (),
         donated: int | Sequence[int] = (),
+        static_names: str | Sequence[str] = (),
+        donated_names: str | Sequence[str] = (),
     ) -> None:
+        """Static and donated arguments by number, and by name.
+
+        Raises:
+          TraceError: the function has no parameter of such a name.
+        """
         self._fun = fun
-        parameters = _parameters(fun)
+        self._parameters = parameters = _parameters(fun)
         self._names, self._most = _names(parameters), _most(parameters)
-        self._static, self._donated = _numbers(static), _numbers(donated)
+        self._static = self._chosen("static_argnames", static, static_names)
+        self._donated = self._chosen("donate_argnames", donated, donated_names)
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The call with these arguments; keywords go to their positions as far as these are known.
 
         Raises:
-          TraceError: a static or donated argument that the function does not have.
+          TraceError: a static or donated argument by a number that the function does not have.
         """
         row, rest = list(args), dict(kwargs)
         for name in self._names[len(args) :] if rest else ():
@@ -134,11 +150,12 @@ class Arguments:
         place = {i: i for i in range(len(row))}
         place |= {self._names.index(n): len(row) + i for i, n in enumerate(names)
                   if n in self._names}  # fmt: skip
+        by_name = {n: len(row) + i for i, n in enumerate(names)}
         most = max(len(row) if self._most is None else self._most, len(place))
         return Call(
             (*row, *(rest[n] for n in names)), names,
-            self._places("static_argnums", self._static, place, most),
-            self._places("donate_argnums", self._donated, place, most),
+            self._places("static_argnums", self._static, place, by_name, most),
+            self._places("donate_argnums", self._donated, place, by_name, most),
         )  # fmt: skip
 
     def again(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -155,17 +172,38 @@ class Arguments:
         row = self.call(tuple(given), named).row
         return [arg for i, arg in enumerate(row) if i not in call.static]
 
+    def _chosen(
+        self, option: str, numbers: int | Sequence[int], names: str | Sequence[str]
+    ) -> tuple[int | str, ...]:
+        """Parameters by number, and by name those that have none."""
+        names = (names,) if isinstance(names, str) else tuple(names)
+        known = [p.name for p in self._parameters or ()]
+        any_name = self._parameters is None or any(
+            p.kind is p.VAR_KEYWORD for p in self._parameters
+        )
+        wrong = [] if any_name else [n for n in names if n not in known]
+        if wrong:
+            raise TraceError(
+                f"{option} has {wrong[0]!r}, but {name_of(self._fun)} has no such parameter: it "
+                f"takes {', '.join(known) or 'none'}"
+            )
+        numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+        return *numbers, *(self._names.index(n) if n in self._names else n for n in names)
+
     def _places(
-        self, option: str, numbers: tuple[int, ...], place: dict[int, int], most: int
-    ) -> frozenset[int]:
-        """Where the numbered parameters stand in the row; those left to their defaults do not."""
+        self, option: str, chosen: tuple[int | str, ...], place: dict[int, int],
+        by_name: dict[str, int], most: int,
+    ) -> frozenset[int]:  # fmt: skip
+        """Where parameters stand in the row; those left to their defaults do not."""
+        numbers = [n for n in chosen if isinstance(n, int)]
         wrong = [n for n in numbers if not -most <= n < most]
         if wrong:
             raise TraceError(
                 f"{option} has {wrong[0]}, but {name_of(self._fun)} takes {most} positional "
                 "arguments; number them from 0"
             )
-        return frozenset(place[n % most] for n in numbers if n % most in place)
+        named = (by_name[n] for n in chosen if isinstance(n, str) and n in by_name)
+        return frozenset((*(place[n % most] for n in numbers if n % most in place), *named))
 
 
 def name_of(fun: Any) -> str:
@@ -179,10 +217,6 @@ def how_many(fun: Callable[..., Any], most: int) -> int:
     if _most(parameters) is None:
         return most
     return sum(p.kind in _POSITIONAL and p.default is p.empty for p in parameters or ())
-
-
-def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
-    return (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
 
 def _parameters(fun: Callable[..., Any]) -> list[inspect.Parameter] | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ from xshard._jax import auto_mesh, evaluate, has_own_derivatives, needs_devices,
 from xshard.ir.trace import Traced
 from xshard.plan.plan import Plan
 from xshard.run.annotate import Constraints, annotate
-from xshard.run.call import Call, as_tree
+from xshard.run.call import Call, as_tree, each_leaf
 from xshard.run.constraints import partition_spec
 
 LARGE_CONST_BYTES = 1 << 16
@@ -39,6 +41,9 @@ class Runnable:
       flat: each argument that is such a list, by its place among those not static, and its tree.
       static: places in the row that are compile-time constants.
       takes_row: `jitted` takes and returns what the function does, nothing as a list.
+      returns: for each leaf of each argument, static ones left out, whether a result is its next
+        value. Such leaves are put where the plan wants them at the first call too: on which mesh
+        an array lies is part of its type in JAX, which would compile the second call anew.
     """
 
     plan: Plan
@@ -51,6 +56,7 @@ class Runnable:
     flat: dict[int, Any]
     static: frozenset[int]
     takes_row: bool
+    returns: tuple[list[bool], ...]
 
     def __call__(self, *row: Any) -> Any:
         """Runs the step."""
@@ -60,8 +66,8 @@ class Runnable:
 
     def lower(self, call: Call) -> jax.stages.Lowered:
         """The lowered program, for the shapes of a call's arguments wherever they lie."""
-        row = self.taken(call.row)
-        given = [x if i in self.static else _abstract(x) for i, x in enumerate(row)]
+        taken = replace(call, row=tuple(self.taken(call.row)))
+        given = taken.map(partial(each_leaf, _abstract), self.in_shardings, self.returns)
         return self.jitted.lower(*self.lead, *given)  # type: ignore[attr-defined]
 
     def taken(self, row: Sequence[Any], static: Container[int] | None = None) -> list[Any]:
@@ -97,6 +103,7 @@ def runnable(
     const_specs: Sequence[Any],
     compiler_options: dict[str, Any] | None = None,
     abstract: bool = False,
+    returned: Container[int] = (),
 ) -> Runnable:
     """Builds the jit of a plan.
 
@@ -108,6 +115,7 @@ def runnable(
       const_specs: the planned spec of each of `traced.consts`.
       compiler_options: as of `jax.jit`.
       abstract: the mesh is of devices that are not here: `lead` has types only.
+      returned: leaves of the arguments whose next value is a result.
     """
     mesh = auto_mesh(mesh) if needs_devices(traced.closed_jaxpr) else mesh
     large, small, place = _split_consts(traced, mesh, const_specs, abstract)
@@ -144,6 +152,7 @@ def runnable(
     return Runnable(
         plan, traced, constraints, jitted, in_shardings, out_shardings, lead, flat, call.static,
         takes_row=not flat and out_tree == traced.out_tree,
+        returns=_by_argument(trees, returned),
     )  # fmt: skip
 
 
@@ -183,14 +192,19 @@ def _in_auto_mode(
     return in_auto_mode
 
 
-def _abstract(arg: Any) -> Any:
+def _by_argument(trees: Sequence[Any], chosen: Container[int]) -> tuple[list[bool], ...]:
+    """For each leaf of each argument, whether it is chosen by its number among all."""
+    leaves = itertools.count()
+    return tuple([next(leaves) in chosen for _ in range(t.num_leaves)] for t in trees)
+
+
+def _abstract(x: Any, sharding: NamedSharding, returns: bool) -> Any:
     """Shapes only, so that arrays that lie elsewhere can be lowered too."""
-    return jax.tree.map(lambda x: _shape_of(x) if hasattr(x, "shape") else x, arg)
-
-
-def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    if not hasattr(x, "shape"):
+        return x
     aval = typeof(x)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+    placed = sharding if returns or getattr(x, "committed", False) else None
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type, sharding=placed)
 
 
 def _type(aval: Any) -> tuple[Any, ...]:
