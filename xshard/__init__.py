@@ -19,6 +19,7 @@ from xshard.plan.plan import Plan
 from xshard.proof import verify
 from xshard.sharded import ShardedStep
 from xshard.spec import MeshShape
+from xshard.verify.stages import PipelineVerification
 from xshard.verify.verification import Verification
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "PinError",
     "PipelineError",
     "PipelinePlan",
+    "PipelineVerification",
     "Plan",
     "PlanError",
     "RuleError",

@@ -22,6 +22,7 @@ from xshard.mpmd.plan import PipelinePlan
 from xshard.outer import Outer
 from xshard.pipeline.auto import AutoMaker, fastest
 from xshard.pipeline.pinned import pinned
+from xshard.pipeline.planned import PlannedPipeline
 from xshard.pipeline.search import PipelineSearch, donated_places, groups_of, read_stages
 from xshard.pipeline.step import PipelinedStep, pipeline_maker, refuse_unused, stages_of
 from xshard.place import MeshLike, Place, mesh_shapes, read_bytes, shapes_over
@@ -212,11 +213,23 @@ def plan_pipeline(
             pins=lambda mesh: pinned(traced, call, mesh, in_specs, out_specs),
         )  # fmt: skip
         if pipeline != "auto":
-            return search.best(groups).plan
+            return _with_stages(search.best(groups).plan, search)
         shapes = mesh_shapes(cluster.num_devices)
         asked = Asked(cluster, shapes, in_specs, out_specs, limit, time_limit)
         options = search.microbatches, batch_axes, search.remat
-        return fastest(search, groups, Outer(candidates_of(traced, call, asked, *options)))
+        candidates = candidates_of(traced, call, asked, *options)
+        best = fastest(search, groups, Outer(candidates))
+        if isinstance(best, PipelinePlan):
+            return _with_stages(best, search)
+        step = PlannedStep(fun, call, for_mesh(candidates.for_plan(best), best))
+        return replace(best, _step=step)
+
+
+def _with_stages(plan: PipelinePlan, search: PipelineSearch) -> PipelinePlan:
+    """A search's plan with what `xshard.verify` compiles."""
+    assert search.found is not None
+    step = PlannedPipeline(search.traced, search.found.stages, search.donated)
+    return replace(plan, _step=step)
 
 
 def profile_steps(

@@ -28,6 +28,7 @@ from xshard.plan.plan import Plan
 from xshard.spec import MeshShape
 
 if TYPE_CHECKING:
+    from xshard.verify.stages import PipelineVerification
     from xshard.verify.verification import Verification
 
 _AXES = ("data", "model", "seq")
@@ -163,7 +164,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    plan = Plan.load(args.plan)
+    plan = _saved(args.plan)
     _without_devices(plan.mesh.num_devices if plan.cluster.startswith("cpu:") else 0)
     with _progress(f"compiling {args.function} for {plan.cluster}") as told:
         function, avals = _named(args.function), _call(_named(args.example), args.example)
@@ -293,7 +294,7 @@ def _planner() -> Callable[..., Plan]:
     return plan
 
 
-def _verifier() -> Callable[..., Verification]:
+def _verifier() -> Callable[..., Verification | PipelineVerification]:
     from xshard.proof import verify
 
     return verify

@@ -63,7 +63,9 @@ class Row:
       flops_per_s, mfu, hfu: of a device; see the module's docstring.
       recomputed: layers that the backward pass computes again, of all; of a pipeline, attention and
         MLP count apart.
-      compiled_bytes: peak by XLA's compiler for these devices, if it was asked.
+      compiled_bytes: peak by XLA's compiler for these devices, if it was asked; of a pipeline, all
+        that the fullest device holds counted in.
+      compiling_s: of the wall, for that.
       error: why there is no plan.
     """
 
@@ -78,6 +80,7 @@ class Row:
     hfu: float | None = None
     recomputed: str = ""
     compiled_bytes: int | None = None
+    compiling_s: float | None = None
     error: str | None = None
 
     @property
@@ -96,9 +99,16 @@ def plan_row(case: Case, time_limit: float, *, verify: bool = False) -> Row:
         reason = str(error).partition("\n")[0]
         return Row(case, time.perf_counter() - began, error=reason)
     row = _row(case, plan, time.perf_counter() - began)
-    if verify and isinstance(plan, xshard.Plan):
-        return replace(row, compiled_bytes=xshard.verify(plan).compiled.total)
-    return row
+    return compiled(row, plan) if verify else row
+
+
+def compiled(row: Row, plan: xshard.Plan | xshard.PipelinePlan) -> Row:
+    """The row with what XLA allocates for the plan's program, or for all of its stages'."""
+    began = time.perf_counter()
+    found = xshard.verify(plan)
+    return replace(
+        row, compiled_bytes=found.compiled_bytes, compiling_s=time.perf_counter() - began
+    )
 
 
 def _planned(case: Case, time_limit: float) -> xshard.Plan | xshard.PipelinePlan:

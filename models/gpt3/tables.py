@@ -8,8 +8,9 @@ No GPU is needed. A configuration is planned for the number of devices of its pu
 a host, and for the best mesh of one and two axes; in the mode pipeline also in stages, if that is
 faster. The published memory limits are 30 GB, and 25 GB for 16 and 32 sequences. With `--json` each
 row is appended to a file as soon as it is there, and with `--resume` those that stand there are not
-planned again. With `--verify` XLA compiles every plan of one program for its devices (the extra
-`aot-cuda`), minutes each. The formulas of TFLOP/s and MFU are in `models/gpt3/study.py`.
+planned again. With `--verify` XLA compiles every plan for its devices (the extra `aot-cuda`), all
+stages of those in stages, a minute or more each. The formulas of TFLOP/s and MFU are in
+`models/gpt3/study.py`.
 """
 
 import argparse

@@ -13,9 +13,10 @@ from tests.api.oracles import assert_close
 from tests.mpmd import programs
 from tests.mpmd.pipelines import pipeline, run
 from xshard.errors import MeshError
+from xshard.mpmd.held import live_bytes
 from xshard.mpmd.layout import submeshes
 from xshard.mpmd.step import Pipeline
-from xshard.mpmd.tape import Held, live_bytes
+from xshard.mpmd.tape import Held
 
 CASES = [
     # loss, schedule, groups, microbatches, chunks, devices

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from xshard.plan import store
 from xshard.plan.page import pipeline
@@ -75,6 +75,7 @@ class PipelinePlan:
     programs: Mapping[str, Plan]
     trials: tuple[PipelineTrial, ...] = ()
     bound_ns: int = 0
+    _step: object = field(default=None, compare=False, repr=False)  # what `xshard.verify` compiles
 
     def to_json(self) -> str:
         """Deterministic JSON text of all of it."""
@@ -121,6 +122,13 @@ class PipelinePlan:
     def microbatches(self) -> int:
         """Parts of the batch."""
         return self.schedule.microbatches
+
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes of a device, which stages on one group share alike."""
+        schedule = self.schedule
+        each = next(iter(self.programs.values())).memory_limit
+        return each and each * (schedule.num_stages // schedule.num_groups)
 
     @property
     def objective_ns(self) -> int:

@@ -67,7 +67,9 @@ class MpmdRunnable:
 
     def lower(self, _call: Call | None = None) -> LoweredPipeline:
         """All programs of this process's groups, lowered."""
-        return LoweredPipeline(self.pipeline.lower(), lambda *given: self(*self._row(given)))
+        names = self.pipeline.staged.programs
+        programs = {names[at].name: one for at, one in self.pipeline.lower().items()}
+        return LoweredPipeline(programs, lambda *given: self(*self._row(given)))
 
     def taken(self, row: Sequence[Any], static: Container[int] = ()) -> Sequence[Any]:
         """See `Runnable.taken`: a row is taken as it is."""

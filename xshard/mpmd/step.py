@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from xshard.mpmd.tape import ONCE, Action, Held, Run, Send, Tape, tape_of
 from xshard.mpmd.transfer import copies, everyone, meet, needs_meeting, place, send
 from xshard.schedules import Schedule
 from xshard.stages.flat import struct
+from xshard.stages.kinds import nbytes
 from xshard.stages.staged import Piece, Staged
 
 SMALL_BYTES = 1 << 20
@@ -52,7 +54,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         staged, schedule = self.staged, self.schedule
-        homes = {v: schedule.placement[s] for v, s in staged.stage_of.items()}
+        homes = self._homes()
         self.inputs = [self._leaf(pieces, homes) for pieces in staged.inputs]
         self.results = [
             self._leaf(pieces, homes, self._next_of(i)) for i, pieces in enumerate(staged.results)
@@ -66,13 +68,15 @@ class Pipeline:
         lent = {part.value for i in self.donated for part in self.inputs[i].parts}
         self._lent = frozenset(h for h in self.tape.first if h.value in lent)
         self._in_parts = [i for i in self.donated if self._is_gone(self.inputs[i])]
-        self._everywhere = NamedSharding(everyone(self.layout.meshes), PartitionSpec())
         self._linker = Linker(staged, self.layout, _read(self.tape), self.options)
         self._linked = self._link()
         self._starts = self._first_shares()
         self._numbers: dict[tuple[int, int], Any] = {}
-        self._consts = self._put_consts(homes)
         self._careful = _may_block(self.layout)
+
+    @cached_property
+    def _everywhere(self) -> NamedSharding:
+        return NamedSharding(everyone(self.layout.meshes), PartitionSpec())
 
     @property
     def in_shardings(self) -> list[NamedSharding]:
@@ -113,15 +117,28 @@ class Pipeline:
         """Flat arguments as the step takes them."""
         return [leaf.put(x) for leaf, x in zip(self.inputs, args, strict=True)]
 
-    def lower(self) -> dict[str, jax.stages.Lowered]:
-        """The programs of this process's groups, by name."""
-        number = [self.staged.number]
+    def lower(self, platform: str | None = None) -> dict[int, jax.stages.Lowered]:
+        """The programs of this process's groups, by their places among the staged ones.
+
+        Args:
+          platform: to lower for; None: that of the devices.
+        """
+        number, options = [self.staged.number], {"lowering_platforms": (platform,)}
 
         def avals(linked: Linked) -> list[jax.ShapeDtypeStruct]:
             values = (*linked.carried, *(number * linked.numbered), *linked.reads)
             return [struct(self.staged.avals[v]) for v in values]
 
-        return {one.name: one.jitted.lower(*avals(one)) for one in self._linked.values()}
+        return {
+            at: one.jitted.trace(*avals(one)).lower(**(options if platform else {}))
+            for at, one in self._linked.items()
+        }
+
+    def local_bytes(self, h: Held) -> int:
+        """What a device of its group holds of a value."""
+        aval = self.staged.avals[h.value]
+        part = self.layout.sharding(h.value, h.group).shard_shape(aval.shape)
+        return nbytes(aval) * math.prod(part) // max(math.prod(aval.shape), 1)
 
     def _leaf(
         self, pieces: Sequence[Piece], homes: Mapping[int, int], like: Leaf | None = None
@@ -237,7 +254,13 @@ class Pipeline:
             if linked.carried
         }
 
-    def _put_consts(self, homes: Mapping[int, int]) -> dict[Held, Any]:
+    def _homes(self) -> dict[int, int]:
+        """By value, the group where it is first."""
+        return {v: self.schedule.placement[s] for v, s in self.staged.stage_of.items()}
+
+    @cached_property
+    def _consts(self) -> dict[Held, Any]:
+        homes = self._homes()
         return {
             Held(v, ONCE, homes[v]): place(const, self.layout.sharding(v, homes[v]))
             for v, const in self.staged.consts.items()

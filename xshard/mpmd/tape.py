@@ -8,8 +8,8 @@ action that is the last to read it, so that what lives is what the schedule says
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -208,28 +208,3 @@ def _dropping(actions: Sequence[Action], kept: frozenset[Held]) -> tuple[Action,
         seen.update(last)
         found.append(replace(action, drops=tuple(last)))
     return tuple(reversed(found))
-
-
-def live_bytes(tape: Tape, size: Callable[[Held], int]) -> list[dict[int, int]]:
-    """After each action, the bytes that each group holds.
-
-    Args:
-      size: of a value on its group.
-    """
-    now: Counter[int] = Counter()
-    held: set[Held] = set()
-    found: list[dict[int, int]] = []
-
-    def hold(some: Iterable[Held]) -> None:
-        for h in set(some) - held:
-            now[h.group] += size(h)
-            held.add(h)
-
-    hold(tape.first)
-    for action in tape.actions:
-        hold((*action.makes, *action.carries))
-        for h in action.drops:
-            now[h.group] -= size(h)
-            held.remove(h)
-        found.append(dict(now))
-    return found

@@ -16,22 +16,13 @@ from xshard.cost.cluster import Cluster
 from xshard.errors import MeshError, PipelineError, PlanError
 from xshard.ir.trace import Traced, trace
 from xshard.microbatching import read_number, read_remat
-from xshard.mpmd.layout import Layout, submeshes
+from xshard.mpmd.layout import submeshes
 from xshard.mpmd.measure import StepProfile, measured
 from xshard.mpmd.plan import PipelinePlan, PipelineTrial
 from xshard.mpmd.runnable import MpmdRunnable
-from xshard.mpmd.step import Pipeline
 from xshard.pipeline.pinned import pinned
-from xshard.pipeline.search import (
-    Pins,
-    PipelineSearch,
-    cuts_of,
-    divided_step,
-    donated_places,
-    planned_before,
-    tied_places,
-)  # fmt: skip
-from xshard.pipeline.solver import StagePlans
+from xshard.pipeline.planned import PlannedPipeline, planned_for
+from xshard.pipeline.search import Pins, PipelineSearch, donated_places
 from xshard.place import Place, mesh_shapes
 from xshard.run.call import Call
 from xshard.run.hosts import confirm_text
@@ -150,11 +141,9 @@ class PipelineMaker:
                 f"the pipeline's plan is for groups of {plan.cluster}, and those here are "
                 f"{cluster}; plan again for these devices"
             )
-        donated = donated_places(traced, call)
-        cuts = cuts_of(traced, divided_step(traced, self.batch_axes), plan.microbatches,
-                       len(plan.layers), donated)  # fmt: skip
-        stages = planned_before(plan, cuts, cluster, self._pins(traced, call)(plan.mesh))
-        return self._runnable(plan, stages, traced, call)
+        pins = self._pins(traced, call)(plan.mesh)
+        planned = planned_for(plan, traced, call, cluster, pins, self.batch_axes)
+        return self._runnable(plan, planned, call)
 
     def search(self, call: Call, below: float = inf) -> PipelineSearch:
         """The search for a call's plan, which has not looked at anything yet."""
@@ -175,18 +164,14 @@ class PipelineMaker:
         plan = search.plan()
         plan = replace(plan, trials=(*trials, *plan.trials))
         assert search.found is not None
-        return self._runnable(plan, search.found.stages, search.traced, call)
+        planned = PlannedPipeline(search.traced, search.found.stages, search.donated)
+        return self._runnable(plan, planned, call)
 
-    def _runnable(
-        self, plan: PipelinePlan, stages: StagePlans, traced: Traced, call: Call
-    ) -> MpmdRunnable:
+    def _runnable(self, plan: PipelinePlan, planned: PlannedPipeline, call: Call) -> MpmdRunnable:
         meshes = self._meshes(plan.schedule.num_groups, plan.mesh)
-        pipeline = Pipeline(
-            stages.staged, plan.schedule, Layout(meshes, *stages.layout(meshes)),
-            tied_places(traced), donated_places(traced, call),
-            self.place.compiler_options(self.memory_limit, recomputes=any(plan.recomputed)),
-        )  # fmt: skip
-        made = MpmdRunnable(plan, traced, pipeline, {i: call.row[i] for i in call.static})
+        options = self.place.compiler_options(self.memory_limit, recomputes=any(plan.recomputed))
+        pipeline, static = planned.on(plan, meshes, options), {i: call.row[i] for i in call.static}
+        made = MpmdRunnable(plan, planned.traced, pipeline, static)
         confirm_text(f"{plan.schedule}\n{plan.layers}\n{made.in_shardings}")
         return made
 

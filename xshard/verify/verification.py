@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from xshard.plan.page.tables import to_html
 from xshard.plan.table import Table, to_rich, to_text
@@ -72,6 +72,11 @@ class Verification:
     seconds: dict[str, float]
 
     @property
+    def compiled_bytes(self) -> int:
+        """The peak of a device, as XLA allocates."""
+        return self.compiled.total
+
+    @property
     def memory_error(self) -> float:
         """Predicted over compiled peak memory, less 1."""
         return self.predicted.total / max(self.compiled.total, 1) - 1
@@ -120,7 +125,7 @@ class Verification:
 
 def _parts(v: Verification) -> list[str | Table]:
     head = f"{v.mesh} on {v.cluster}, compiled for {v.platform}"
-    return [head, _memory(v), audit_text(v.audit).rstrip(), _verdict(v)]
+    return [head, _memory(v), audit_text(v.audit).rstrip(), verdict(v)]
 
 
 def _memory(v: Verification) -> Table:
@@ -139,7 +144,22 @@ def _error(predicted: int, compiled: int) -> str:
     return f"{predicted / compiled - 1:+.1%}" if compiled else f"{size(predicted)} more"
 
 
-def _verdict(v: Verification) -> str:
+class Verdict(Protocol):
+    """What `verdict` reads of a verification."""
+
+    @property
+    def fits(self) -> bool: ...
+    @property
+    def memory_limit(self) -> int | None: ...
+    @property
+    def surprises(self) -> tuple[Collective, ...]: ...
+    @property
+    def seconds(self) -> dict[str, float]: ...
+    def ok(self) -> bool: ...
+
+
+def verdict(v: Verdict) -> str:
+    """The last lines of a verification's text."""
     lines: list[str] = []
     if not v.fits and v.memory_limit is not None:
         lines.append(f"✗ XLA allocates more than the limit of {size(v.memory_limit)}")
