@@ -16,7 +16,7 @@ from xshard.cost.cluster import Cluster
 from xshard.cost.store import CostDb, known
 from xshard.errors import PlanError, TraceError
 from xshard.ir.trace import trace
-from xshard.making import Maker, PlannedStep, candidates_of, for_mesh, steps
+from xshard.making import Maker, candidates_of, steps
 from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.plan import PipelinePlan
 from xshard.outer import Outer
@@ -32,6 +32,7 @@ from xshard.plan_cache import best as plan_cache_best
 from xshard.prepare import prepare_all
 from xshard.profile.quick import Costs
 from xshard.profile.targets import Step
+from xshard.replan import Replan
 from xshard.run.call import Arguments
 from xshard.sharded import ShardedStep
 from xshard.spec import MeshShape
@@ -163,9 +164,10 @@ def plan(
         seconds = time.perf_counter() - began
         candidates = candidates_of(traced, call, asked, *options)
         candidates.know(known(cost_db, cluster))
-        best = plan_cache_best(Outer(candidates), limit, plan_cache)
-        step = PlannedStep(fun, call, for_mesh(candidates.for_plan(best), best))
-    return replace(best, seconds={"trace": seconds, **best.seconds}, _step=step)
+        outer = Outer(candidates)
+        best = plan_cache_best(outer, limit, plan_cache)
+        found = Replan(fun, call, asked, outer).finished(best)
+    return replace(found, seconds={"trace": seconds, **found.seconds})
 
 
 def plan_pipeline(

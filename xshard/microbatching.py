@@ -84,6 +84,10 @@ class Candidates:
     _layered: dict[tuple[Way, tuple[int, ...]], Layered] = field(default_factory=dict)
     _prepared: dict[tuple[Way, tuple[int, ...]], list[Prepared]] = field(default_factory=dict)
 
+    def asking(self, requests: Callable[[Traced], list[Request]]) -> Candidates:
+        """The same step with other requests; what was cut and rewritten of it is kept."""
+        return replace(self, requests=requests, _prepared={})
+
     def know(self, known: Measured | None) -> None:
         """Prices are to be by what is known of the devices by measurement."""
         self.known = known

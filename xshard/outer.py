@@ -39,7 +39,8 @@ from xshard.planning import (
     planned,
     relaxed,
 )
-from xshard.prepare import Modelled, Prepared, model
+from xshard.prepare import Modelled, Prepared
+from xshard.recall import Models
 from xshard.solve.problem import Solution
 from xshard.spec import MeshShape
 
@@ -64,10 +65,12 @@ class Outer:
 
     Attributes:
       before: where the last search ended, with which the next one begins.
+      models: what was found, which a search with another limit or with more pins makes use of.
     """
 
     candidates: Candidates
     before: int | None = None
+    models: Models = field(default_factory=Models)
 
     def best(self, limit: int | None) -> Plan:
         """The fastest plan within the limit.
@@ -79,7 +82,7 @@ class Outer:
         c = self.candidates
         way, is_open = c.stated(), "auto" in (c.microbatches, c.remat)
         prepared = c.with_lanes(way, None if is_open else limit)
-        made, whole = planned(_under(prepared, None if is_open else limit))
+        made, whole = planned(_under(prepared, None if is_open else limit), models=self.models)
         if not is_open or limit is None or whole.peak_bytes <= limit:
             return self._finished(replace(whole, memory_limit=limit), ())
         try:
@@ -98,7 +101,7 @@ class Outer:
 
     def _searched(self, made: Modelled, whole: Plan, limit: int, found: tuple[int, ...]) -> Plan:
         search = _Search(
-            self.candidates, limit, found, hopeless(made, limit), whole.objective_ns
+            self.candidates, limit, found, self.models, hopeless(made, limit), whole.objective_ns
         )  # fmt: skip
         plan = search.run(self.before or search.guess(whole))
         self.before = plan.microbatches
@@ -134,6 +137,7 @@ class _Search:
     candidates: Candidates
     limit: int
     numbers: tuple[int, ...]
+    models: Models
     kept: Hopeless | None = None
     whole_ns: int = 0
     trials: list[Trial] = field(default_factory=list)
@@ -266,7 +270,7 @@ class _Search:
         """The models of the meshes on which something may fit that is better than the best."""
         if way not in self.known:
             tried = _under(self.candidates.prepared(way), self.limit)
-            models = [model(p) for p in tried if not self._is_beaten(way, p)]
+            models = [self.models.of(p) for p in tried if not self._is_beaten(way, p)]
             self.known[way] = found = relaxed(
                 models if any(map(self._may_fit, models)) else [], FREE_S
             )
@@ -319,7 +323,7 @@ class _Search:
         lanes = self.candidates.lanes(way, self.limit, best.mesh)
         for n in sorted(lanes)[-1:]:
             tried = _under(self.candidates.prepared(replace(way, lanes=n)), self.limit)
-            models = [model(p) for p in tried if p.request.mesh == best.mesh]
+            models = [self.models.of(p) for p in tried if p.request.mesh == best.mesh]
             found = relaxed(models, FREE_S)
             answer = fitting(found, self._objective())
             if not isinstance(answer, Unfit) and answer[1].objective < (self._objective() or 0):

@@ -15,10 +15,12 @@ from xshard.errors import InfeasibleError
 from xshard.plan.plan import Plan
 from xshard.plan.units import size
 from xshard.prepare import Modelled, Prepared, model, prepare
+from xshard.recall import NO_LIMIT, Models, answer_from, forced, keep, least_peak, start_of
 from xshard.solve.draft import Draft
 from xshard.solve.memory import first_rows, violated
-from xshard.solve.problem import Infeasible, Solution
-from xshard.solve.search import least_peak, solve
+from xshard.solve.problem import Infeasible, Solution, Start
+from xshard.solve.search import least_peak as nearly_least_peak
+from xshard.solve.search import solve
 
 ENOUGH_GAP = 0.005
 """Where memory binds or choices are many, the search ends at a plan proven to be this close to the
@@ -38,22 +40,42 @@ def make_plan(tried: Sequence[Prepared], on_step: Callable[[str], None] = lambda
 
 
 def planned(
-    tried: Sequence[Prepared], on_step: Callable[[str], None] = lambda _: None
-) -> tuple[Modelled, Plan]:
+    tried: Sequence[Prepared], on_step: Callable[[str], None] = lambda _: None,
+    models: Models | None = None,
+) -> tuple[Modelled, Plan]:  # fmt: skip
     """The best plan over all meshes that are tried, and the model that it is of.
+
+    Args:
+      models: those that were made before, with what was found on them.
 
     Raises:
       InfeasibleError: nothing fits the memory limit, or the pins contradict each other.
       PinError: a constraint cannot hold on the mesh.
     """
     seconds: dict[str, float] = {}
+    models = models or Models()
     with _clock("build", seconds, on_step):
-        models = [model(prepared) for prepared in tried]
+        first, others = models.by_bound(tried)
+        made = [models.of(prepared) for prepared in first]
     with _clock("solve", seconds, on_step):
-        chosen, solution = fastest(models)
+        chosen, solution = _with_others(made, others, models) if others else fastest(made)
     with _clock("describe", seconds, on_step):
         plan = described(chosen, solution)
     return chosen, replace(plan, seconds=seconds)
+
+
+def _with_others(
+    made: Sequence[Modelled], others: Sequence[tuple[Prepared, int]], models: Models
+) -> tuple[Modelled, Solution]:
+    """The best model, of `made` or of others, whose bounds are known to be higher."""
+    answer = fitting(relaxed(made))
+    most = answer[1].objective if isinstance(answer, tuple) else NO_LIMIT
+    rest = [models.of(prepared) for prepared, bound in others if bound < most]
+    if rest or not isinstance(answer, tuple):
+        answer = fastest([*made, *rest])
+    chosen, solution = answer
+    bounds = (bound for _, bound in others if bound >= most)
+    return chosen, replace(solution, bound=min([solution.bound, *bounds]))
 
 
 def described(chosen: Modelled, solution: Solution) -> Plan:
@@ -64,7 +86,7 @@ def described(chosen: Modelled, solution: Solution) -> Plan:
         fingerprint=chosen.prepared.fingerprint, limit=request.memory_limit,
     )  # fmt: skip
     explain = alternatives(chosen.draft, chosen.timeline, plan, request.traced, solution,
-                           lambda d: _other(replace(chosen, draft=d)))  # fmt: skip
+                           lambda d: _other(forced(replace(chosen, draft=d), chosen)))  # fmt: skip
     return replace(
         plan,
         microbatches=request.microbatches,
@@ -80,11 +102,13 @@ def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:
     Raises:
       InfeasibleError: nothing fits on any of them.
     """
-    answer = fitting(relaxed(models))
+    found = relaxed(models)
+    answer = fitting(found)
     if isinstance(answer, tuple):
         return answer
     if answer.nearest is not None:
-        limited(answer.nearest, len(models))  # raises, with the diagnosis
+        others = [r.modelled for r in found]
+        return answer.nearest, limited(answer.nearest, len(models), others)
     raise _infeasible(models[0], Infeasible(None), None, len(models))
 
 
@@ -131,7 +155,7 @@ class Hopeless:
 def hopeless(modelled: Modelled, limit: int) -> Hopeless | None:
     """Its least peak if it is quickly proven that nothing fits the limit; None for small models."""
     d, timeline = modelled.draft, modelled.timeline
-    choices = least_peak(modelled.problem(limit, first_rows(d, timeline)))
+    choices = nearly_least_peak(modelled.problem(limit, first_rows(d, timeline)))
     if choices is None:
         return None
     at = int(timeline.curve(d, choices).argmax())
@@ -189,7 +213,7 @@ def fitting(
         elif answer.bound is not None:
             bounds.append(answer.bound)
         else:
-            failures.append((answer.smallest_limit or _NO_LIMIT, r.modelled))
+            failures.append((answer.smallest_limit or NO_LIMIT, r.modelled))
     if best is None:
         nearest = min(failures, key=lambda f: f[0])[1] if failures else None
         return Unfit(nearest, min(bounds, default=None))
@@ -197,7 +221,6 @@ def fitting(
     return modelled, replace(solution, bound=min(objective, *bounds))
 
 
-_NO_LIMIT = 1 << 62
 _CONTRADICTION = (
     "the pinned specs and sharding constraints contradict each other: no choice of the others "
     "satisfies all of them; drop one of in_specs, out_specs or the constraints."
@@ -207,11 +230,17 @@ _CONTRADICTION = (
 def unlimited(modelled: Modelled, most_s: float = np.inf) -> Solution | None:
     """The best choices without a memory limit; None if pins contradict each other."""
     request = modelled.prepared.request
+    effort_s = min(request.time_limit_s, most_s)
+    known = answer_from(modelled, None, ENOUGH_GAP, effort_s)
+    if known is not None:
+        return known
     answer = solve(
         modelled.problem(None, ()),
-        time_limit_s=min(request.time_limit_s, most_s),
+        start=start_of(modelled, None),
+        time_limit_s=effort_s,
         enough_gap=ENOUGH_GAP,
     )
+    keep(modelled, None, answer, effort_s)
     return None if isinstance(answer, Infeasible) else answer
 
 
@@ -223,20 +252,26 @@ def _within_limit(m: Modelled, free: Solution, below: int | None = None) -> Solu
     return _search(m, limit, diagnose=False, below=below)
 
 
-def limited(modelled: Modelled, meshes: int = 1) -> Solution:
+def limited(modelled: Modelled, meshes: int = 1, models: Sequence[Modelled] = ()) -> Solution:
     """The best choices under the request's memory limit.
 
     Args:
       meshes: how many were tried, of which this one came nearest.
+      models: of the others, whose answers may hold less.
 
     Raises:
-      InfeasibleError: with the smallest limit that is feasible.
+      InfeasibleError: with the smallest limit that is feasible, or the least that was found.
     """
     limit = modelled.prepared.request.memory_limit
     answer = _search(modelled, limit, diagnose=True)
-    if isinstance(answer, Infeasible):
+    if isinstance(answer, Solution):
+        return answer
+    known = least_peak([modelled, *models])
+    if known is None or known[1].peak_bytes >= (answer.smallest_limit or NO_LIMIT):
         raise _infeasible(modelled, answer, limit, meshes)
-    return answer
+    nearest, least = known
+    told = Infeasible(least.peak_bytes, least.choices, proven=False)
+    raise _infeasible(nearest, told, limit, meshes)
 
 
 def _other(modelled: Modelled) -> Solution:
@@ -259,29 +294,45 @@ def _search(
 
     The limit of an answer that nothing fits is the smallest one that it found.
     """
+    effort_s = modelled.prepared.request.time_limit_s
+    known = answer_from(modelled, limit, enough_gap, effort_s)
+    if known is not None:
+        return known
+    effort_s = effort_s if below is None else 0.0
     d, timeline = modelled.draft, modelled.timeline
     end = min(end, time.monotonic() + modelled.prepared.request.time_limit_s)
     rows = (*first_rows(d, timeline), *modelled.crowded) if limit is not None else ()
-    hint: tuple[int, ...] | None = None
+    start = start_of(modelled, limit)
     answer: Solution | Infeasible = Infeasible(None)
     for _ in range(MOST_ROUNDS):
         answer = solve(
-            modelled.problem(limit, rows), hint=hint,
+            modelled.problem(limit, rows), start=start,
             time_limit_s=max(end - time.monotonic(), _LEAST_S),
             enough_gap=enough_gap, diagnose=diagnose, below=below,
         )  # fmt: skip
         most = limit if isinstance(answer, Solution) else answer.smallest_limit
         told = isinstance(answer, Infeasible) and not diagnose
         if told or most is None or answer.choices is None or limit is None:
+            keep(modelled, limit, answer, effort_s)
             return answer
         more = violated(d, timeline, answer.choices, most)
         if not more:
+            keep(modelled, limit, answer, effort_s)
             return answer
         modelled.crowded.extend(more)
-        rows, hint = (*rows, *more), answer.choices
+        rows = (*rows, *more)
+        start = _further(start, answer)
     if isinstance(answer, Solution):
         answer = Infeasible(int(timeline.curve(d, answer.choices).max()), answer.choices)
     return replace(answer, proven=False)
+
+
+def _further(start: Start | None, answer: Solution | Infeasible) -> Start:
+    """Where the search goes on after an answer to the problem with fewer rows."""
+    low = 0 if start is None else start.bound
+    if isinstance(answer, Infeasible):
+        return Start(answer.choices, low)
+    return Start(answer.choices, max(low, answer.bound), answer.prices)
 
 
 def _infeasible(

@@ -77,17 +77,39 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What a search under a limit (None: without one) ended with.
+
+    Attributes:
+      choices: the best that were found, with their objective and peak; None for none.
+      bound: no choices under this limit, or a smaller one, cost less.
+      prices: of memory, by the names of rows.
+      effort_s: the time limit of the search; 0 if it was for something else.
+    """
+
+    limit: int | None
+    bound: int
+    choices: tuple[int, ...] | None = None
+    objective: int = 0
+    peak_bytes: int = 0
+    prices: Mapping[str, float] = field(default_factory=dict[str, float])
+    effort_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Modelled:
     """The problem of a prepared request.
 
     Attributes:
       crowded: moments that answers under a limit have exceeded; the next search begins with them.
+      answers: what was found, or is known of a model that differs in pins alone.
     """
 
     prepared: Prepared
     draft: Draft
     timeline: Timeline
     crowded: list[Row] = field(default_factory=list[Row])
+    answers: list[Answer] = field(default_factory=list["Answer"])
 
     def problem(self, limit: int | None, rows: tuple[Row, ...]) -> Problem:
         """The plain instance, with these rows of live memory."""

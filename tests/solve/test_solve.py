@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.solve.problems import brute_force, dense_problem, fits, random_problem, training_step
 from xshard.solve import search
 from xshard.solve.check import Violation, check, evaluate
-from xshard.solve.problem import FORBIDDEN, Infeasible, Solution
+from xshard.solve.problem import FORBIDDEN, Infeasible, Solution, Start
 
 solve: Any = search.solve
 KINDS = [{"rows": False}, {}, {"forbidden": 0}, {"forbidden": 0.4}]
@@ -64,8 +65,30 @@ def test_ample_memory_costs_nothing(step):
 def test_a_hint_that_fits_is_never_lost(step):
     problem, _ = step
     hint = solve(problem, time_limit_s=1.0).choices
-    again = solve(problem, time_limit_s=0.01, hint=hint)
+    again = solve(problem, time_limit_s=0.01, start=Start(hint))
     assert again.objective <= evaluate(problem, hint)[0]
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_from_the_last_answer_the_optimum_is_the_same(block):
+    """After the limit has changed, and after a choice is forced."""
+    for seed in range(40 * block, 40 * (block + 1)):
+        problem = random_problem(seed)
+        before = solve(problem)
+        if isinstance(before, Infeasible):
+            continue
+        rng = np.random.default_rng(seed)
+        i = int(rng.integers(len(problem.nodes)))
+        node = problem.nodes[i]
+        forced = np.where(np.arange(len(node.costs)) == rng.integers(len(node.costs)), 0, FORBIDDEN)
+        pinned = replace(node, costs=np.minimum(node.costs + forced, FORBIDDEN))
+        limit = problem.limit and problem.limit - int(rng.integers(4))
+        nodes = (*problem.nodes[:i], pinned, *problem.nodes[i + 1 :])
+        for new in (replace(problem, limit=limit), replace(problem, nodes=nodes)):
+            start = Start(before.choices, before.bound, before.prices)
+            warm, best = solve(new, start=start), brute_force(new)[0]
+            found = None if isinstance(warm, Infeasible) else warm.objective
+            assert found == best, seed
 
 
 @pytest.mark.parametrize("memory", [False, True])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
 
+from xshard.errors import PlanError
 from xshard.plan.records import (
     Alternative,
     CostSources,
@@ -92,6 +94,7 @@ class Plan:
         default=None, compare=False, repr=False
     )
     _step: object = field(default=None, compare=False, repr=False)  # what `xshard.verify` compiles
+    _replan: Callable[..., Plan] | None = field(default=None, compare=False, repr=False)
 
     @property
     def gap(self) -> float:
@@ -148,6 +151,29 @@ class Plan:
         from xshard.plan.explain import explain
 
         return explain(self, what)
+
+    def replan(
+        self, memory_limit: int | float | str | EllipsisType | None = ..., in_specs: Any = ...,
+        out_specs: Any = ...,
+    ) -> Plan:  # fmt: skip
+        """The best plan of the same step under another limit or other pins, from this one on.
+
+        Nothing is traced, and what was found for this plan is made use of: under another limit it
+        takes a fraction of the time, and with further pins too.
+
+        Args:
+          memory_limit, in_specs, out_specs: as of `xshard.plan`; `...`: as for this plan.
+
+        Raises:
+          PlanError: the plan is not from `xshard.plan` in this process.
+          InfeasibleError, PinError: as of `xshard.plan`.
+        """
+        if self._replan is None:
+            raise PlanError(
+                "this plan comes from a file or from auto_shard, which keep nothing to plan again "
+                "with; plan the step with xshard.plan, replan that, and pass the result as plan="
+            )
+        return self._replan(memory_limit, in_specs, out_specs)
 
     def to_json(self) -> str:
         """Deterministic JSON text of the decision, without `seconds`."""

@@ -13,7 +13,7 @@ from xshard.cost.fusion import Storage
 from xshard.ir.fold import Classes
 from xshard.ir.graph import Graph, Op, Value
 from xshard.rules.rule import Rule
-from xshard.solve.problem import Edge, Node
+from xshard.solve.problem import FORBIDDEN, Edge, Node
 from xshard.spec import MeshShape, Spec
 from xshard.strategies import Strategy, specs_of
 
@@ -218,6 +218,33 @@ class Assignment:
     specs: tuple[Spec, ...]
     copies: dict[tuple[int, str], Spec]
     returned: dict[Returned, Spec]
+
+
+def encode(d: Draft, a: Assignment) -> tuple[int, ...]:
+    """The choices that mean an assignment; where one is not open, as pins say, another.
+
+    Args:
+      a: of a draft with the same classes, whose pins may be others.
+    """
+    choices = [0] * len(d.nodes)
+
+    def put(vc: int, place: Place, spec: Spec) -> None:
+        node, index = place
+        found = np.flatnonzero(index == d.spec_index(d.value(vc).shape, spec))
+        allowed = found[d.nodes[node].costs[found] < FORBIDDEN]
+        choices[node] = int(allowed[0]) if len(allowed) else int(d.nodes[node].costs.argmin())
+
+    for vc, place in d.stored.items():
+        put(vc, place, a.specs[vc])
+    for key, place in d.copies.items():
+        put(key[0], place, a.copies.get(key, a.specs[key[0]]))
+    for key, place in d.returned.items():
+        put(key[0], place, a.returned.get(key, a.specs[key[0]]))
+    for node, found, strategy in zip(d.op_node, d.strategies, a.strategies, strict=True):
+        k = found.index(strategy)
+        allows = d.nodes[node].costs[k] < FORBIDDEN
+        choices[node] = k if allows else int(d.nodes[node].costs.argmin())
+    return tuple(choices)
 
 
 def decode(d: Draft, choices: tuple[int, ...]) -> Assignment:

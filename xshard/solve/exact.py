@@ -35,7 +35,7 @@ WORTH_PRICING = 0.7
 def constrained(s: State, base: Reduced) -> None:
     """Stages 2 to 5 on `base`, which has all the rows."""
     pricing = Pricing.of(base.problem)
-    dual = _price(s, base, pricing)
+    dual = _price(s, base, pricing, s.first_prices())
     if s.best is None and s.bound > _most(s.problem) and not s.diagnose:
         s.nothing_fits = _smallest_seen(s, base, dual)
         return
@@ -112,6 +112,7 @@ def _price(s: State, base: Reduced, pricing: Pricing, start: Prices | None = Non
     for point in dual.points:
         s.offer(base.invert(point.choices))
     s.active |= set(dual.rows)
+    s.keep_prices(dual.best.prices)
     low = dual.best.bound
     s.bound = max(s.bound, low if s.best is None else min(low, s.best[0]))
     s.tell("memory priced")
@@ -143,8 +144,15 @@ def _feasible(s: State, base: Reduced) -> Choices | None:
     choices = None if answer.choices is None else base.invert(answer.choices)
     if choices is not None and s.offer(choices):
         return answer.choices
-    s.nothing_fits = replace(answer, choices=choices)
+    s.nothing_fits = _lower(replace(answer, choices=choices), s.nothing_fits)
     return None
+
+
+def _lower(found: Infeasible, before: Infeasible | None) -> Infeasible:
+    """The answer, or the one before where that came by a lower peak."""
+    if before is None or before.smallest_limit is None or found.smallest_limit is None:
+        return found
+    return found if found.smallest_limit <= before.smallest_limit else before
 
 
 def ceiling(s: State, base: Reduced) -> int:

@@ -20,6 +20,7 @@ live in row $t$.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,6 +107,21 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """What an answer to another problem says about this one, which differs in pins or the limit.
+
+    Attributes:
+      choices: to begin with; they need not fit, nor be allowed.
+      bound: no choices of this problem cost less. An answer to a problem that allows more has one.
+      prices: of memory, by the names of rows; only where the search begins depends on them.
+    """
+
+    choices: tuple[int, ...] | None = None
+    bound: int = 0
+    prices: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, slots=True)
 class Solution:
     """What the solver answers.
 
@@ -115,6 +131,7 @@ class Solution:
       bound: no choices at all have an objective below this.
       wall_s: seconds spent.
       notes: what was done, for the plan's report.
+      prices: of memory (ns a byte) that the search ended with, by the names of rows.
     """
 
     choices: tuple[int, ...]
@@ -122,6 +139,7 @@ class Solution:
     bound: int
     wall_s: float = 0.0
     notes: dict[str, int | float | str] = field(default_factory=dict[str, int | float | str])
+    prices: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def gap(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ from xshard.solve.check import Ledger, evaluate
 from xshard.solve.drop import Drop
 from xshard.solve.model import Model, Outcome, minimise_cost
 from xshard.solve.peak import NO_LIMIT, summits, with_rows
+from xshard.solve.price import Prices
 from xshard.solve.problem import FORBIDDEN, Infeasible, Problem, Solution
 from xshard.solve.reduce import FEW_ENTRIES, Reduced, Reduction, reduce
 
@@ -64,6 +65,7 @@ class State:
     Attributes:
       enough_gap, below, diagnose: as of `solve`.
       active: rows that some answer has violated, or that have a price.
+      prices: of memory, by the names of rows: where pricing begins, and then where it ended.
       nothing_fits: the answer, if it is that.
     """
 
@@ -77,7 +79,18 @@ class State:
     best: tuple[int, Choices] | None = None
     bound: int = 0
     active: set[int] = field(default_factory=set[int])
+    prices: Mapping[str, float] = field(default_factory=dict[str, float])
     nothing_fits: Infeasible | None = None
+
+    def first_prices(self) -> Prices | None:
+        """Prices of the rows to begin with; None where nothing is known of them."""
+        found = np.array([self.prices.get(row.name, 0.0) for row in self.problem.rows])
+        return found if found.any() else None
+
+    def keep_prices(self, prices: Prices) -> None:
+        """Those that the next search may begin with."""
+        named = zip(self.problem.rows, prices.tolist(), strict=True)
+        self.prices = {row.name: price for row, price in named if price > 0}
 
     def mix(self, base: Reduced, points: Sequence[Choices]) -> None:
         """Searches the choices that some point makes, node by node."""
@@ -152,4 +165,5 @@ class State:
         objective, choices = self.best
         wall_s = time.monotonic() - self.budget.began_s
         notes: dict[str, int | float | str] = {"cp_sat_calls": self.budget.calls}
-        return Solution(choices, objective, min(self.bound, objective), wall_s, notes)
+        bound = min(self.bound, objective)
+        return Solution(choices, objective, bound, wall_s, notes, self.prices)

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 
 import numpy as np
@@ -31,7 +31,8 @@ from xshard.solve.trim import Trim
 
 MOST_POINTS = 40
 FEW_POINTS = 6
-"""Where none of so many points fits, the least peak is looked for."""
+"""Where none of so many points fits, the least peak is looked for; also all points of an ascent
+that begins at prices from before."""
 MIX = 6
 CLOSE = 0.1
 """Where nothing fits, the least peak is looked for until it is this close to its bound."""
@@ -51,7 +52,8 @@ def limited(s: State) -> bool:
     def goes_on() -> bool:
         return _goes_on(s, base, prices)
 
-    dual = climb(prices, master, [], None, MOST_POINTS, ceiling(s, base), goes_on)
+    dual = _climb(s, base, prices, goes_on)
+    s.keep_prices(dual.best.prices)
     goes_on()
     s.tell("memory priced")
     if s.best is None:
@@ -63,6 +65,18 @@ def limited(s: State) -> bool:
         if not _is_enough(s) and num_choices(rest.problem) <= MOST_CHOICES_TO_ELIMINATE:
             constrained(s, rest)
     return True
+
+
+def _climb(s: State, base: Reduced, prices: Limited, goes_on: Callable[[], bool]) -> Dual:
+    """The ascent of the prices; short where it begins at good ones and something fits."""
+    first, most = s.first_prices(), ceiling(s, base)
+    if first is not None:
+        dual = climb(prices, master, [], first, FEW_POINTS, most, goes_on)
+        goes_on()
+        if s.best is not None or s.nothing_fits is not None:
+            return dual
+        first = dual.best.prices
+    return climb(prices, master, [], first, MOST_POINTS, most, goes_on)
 
 
 def hopeless(problem: Problem) -> Choices | None:
@@ -87,7 +101,8 @@ def _goes_on(s: State, base: Reduced, prices: Limited) -> bool:
     s.bound = max(s.bound, prices.bound if s.best is None else min(prices.bound, s.best[0]))
     doubtful = s.best is None and len(prices.points) >= FEW_POINTS and not prices.asked
     if doubtful and prices.peak(s.budget.has_time):
-        s.nothing_fits = Infeasible(prices.least_peak(), proven=False)
+        nearest = base.invert(prices.nearest())
+        s.nothing_fits = Infeasible(prices.least_peak(), nearest, proven=False)
     return s.nothing_fits is None and not _is_enough(s)
 
 
