@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import xshard
+from benchmarks.attractive import attractive_plan
 from tests.rules.cases import per_example_gradient
 
 
@@ -75,3 +80,35 @@ def test_rows_of_a_scatter_of_one_update(mesh) -> None:
     right = bool((jax.jit(write)(x, jnp.int32(6)) == x.at[6].set(-1.0)).all())
     mended = jax.__version_info__ >= (0, 12)
     assert right == mended, "mended: once no older jax is supported, unblock the rows"
+
+
+GATHER = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+split, whole = NamedSharding(mesh, P("x")), NamedSharding(mesh, P())
+x = jax.device_put(jnp.ones((8, 8), jnp.int2), split)
+y = jax.jit(lambda x: x + 0, out_shardings=whole)(x)
+print("right" if bool((y.astype(jnp.int32) == 1).all()) else "wrong")
+"""
+
+
+def test_gathers_of_two_bit_integers() -> None:
+    """In a process of its own, whose memory it overwrites."""
+    ran = subprocess.run([sys.executable, "-c", GATHER], capture_output=True, text=True)
+    mended = ran.returncode == 0 and ran.stdout.strip() == "right"
+    assert not mended, "mended: two-bit integers may be split (xshard/rules/registry.py)"
+
+
+def test_two_bit_integers_are_whole_on_every_device(mesh) -> None:
+    """What is computed from them may be split."""
+
+    def scaled(x: jax.Array, w: jax.Array) -> jax.Array:
+        return x[::-1].astype(jnp.float32) @ w
+
+    x, w = jnp.ones((8, 8), jnp.int2), jnp.arange(64.0).reshape(8, 8)
+    plan = attractive_plan(scaled, (x, w), mesh(2, 4))
+    step = xshard.auto_shard(scaled, mesh(2, 4), plan=plan)
+    assert jnp.allclose(step(x, w), scaled(x, w))
+    split = [any(map(any, (*op.operands, *op.results))) for op in plan.ops]
+    assert plan.arguments[0].spec == ((), ()) and any(split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from xshard.ir.graph import Graph, Op, Value
@@ -16,6 +17,9 @@ class RuleFn(Protocol):
 
 
 _TABLE: dict[str, RuleFn] = {}
+
+_NEVER_SPLIT = frozenset({"int2", "uint2"})
+"""Dtypes that XLA gathers wrongly (docs/xla_errors.md)."""
 
 
 def register(table: dict[str, RuleFn]) -> None:
@@ -40,6 +44,8 @@ def rule_of(graph: Graph, op: Op) -> Rule:
     ins = [None if v is None else graph.values[v] for v in op.inputs]
     outs = [graph.values[v] for v in op.outputs]
     fn: Callable[..., Rule] | None = _TABLE.get(op.prim)
+    if any(v is not None and v.dtype in _NEVER_SPLIT for v in (*ins, *outs)):
+        return replace(unknown(op, ins, outs), known=fn is not None)
     return unknown(op, ins, outs) if fn is None else fn(op, ins, outs)
 
 
