@@ -16,7 +16,7 @@ from xshard.cost.cluster import Cluster
 from xshard.cost.store import CostDb, known
 from xshard.errors import PlanError, TraceError
 from xshard.ir.trace import trace
-from xshard.making import Maker, candidates_of, steps
+from xshard.making import Maker, PlannedStep, candidates_of, for_mesh, steps
 from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.plan import PipelinePlan
 from xshard.outer import Outer
