@@ -24,6 +24,7 @@ import xshard
 from models.gpt3.config import CONFIGS, GPT3Config
 from models.gpt3.published import PublishedRow, published
 from models.gpt3.step import batch_avals, make_train_step, state_avals
+from xshard.place import read_bytes
 
 MODES = ("tensor", "pipeline")
 """One program over all devices; or that, or stages on groups of them, whichever is faster."""
@@ -84,14 +85,38 @@ class Row:
     error: str | None = None
 
     @property
+    def plan(self) -> tuple[object, ...]:
+        """Equal for rows of one plan: a pipeline's may be that of one program."""
+        case, figures = self.case, (self.step_s, self.peak_bytes, self.recomputed)
+        return case.model, case.microbatch_size, case.memory_limit, self.mesh, *figures
+
+    @property
+    def memory_error(self) -> float | None:
+        """Predicted over compiled peak memory, less 1."""
+        if self.peak_bytes is None or self.compiled_bytes is None:
+            return None
+        return self.peak_bytes / self.compiled_bytes - 1
+
+    @property
+    def fits(self) -> bool:
+        """Whether what XLA allocates, where it was asked, keeps to the memory limit."""
+        return (self.compiled_bytes or 0) <= (read_bytes(self.case.memory_limit) or math.inf)
+
+    @property
     def published(self) -> PublishedRow | None:
         """The published row of the same case, if there is one."""
         key = self.case.model, self.case.mode, self.case.microbatch_size
         return next((row for row in published() if row.key == key), None)
 
 
-def plan_row(case: Case, time_limit: float, *, verify: bool = False) -> Row:
-    """Plans a case; with `verify` XLA compiles it too, which takes minutes."""
+def plan_row(
+    case: Case, time_limit: float, *, verify: bool = False, like: Iterable[Row] = ()
+) -> Row:
+    """Plans a case; with `verify` XLA compiles it too, which takes minutes.
+
+    Args:
+      like: rows that were compiled: that of the same plan is not compiled again.
+    """
     began = time.perf_counter()
     try:
         plan = _planned(case, time_limit)
@@ -99,16 +124,14 @@ def plan_row(case: Case, time_limit: float, *, verify: bool = False) -> Row:
         reason = str(error).partition("\n")[0]
         return Row(case, time.perf_counter() - began, error=reason)
     row = _row(case, plan, time.perf_counter() - began)
-    return compiled(row, plan) if verify else row
-
-
-def compiled(row: Row, plan: xshard.Plan | xshard.PipelinePlan) -> Row:
-    """The row with what XLA allocates for the plan's program, or for all of its stages'."""
+    if not verify:
+        return row
+    same = next((r for r in like if r.compiled_bytes and r.plan == row.plan), None)
+    if same is not None:
+        return replace(row, compiled_bytes=same.compiled_bytes, compiling_s=0.0)
     began = time.perf_counter()
-    found = xshard.verify(plan)
-    return replace(
-        row, compiled_bytes=found.compiled_bytes, compiling_s=time.perf_counter() - began
-    )
+    found = xshard.verify(plan).compiled_bytes
+    return replace(row, compiled_bytes=found, compiling_s=time.perf_counter() - began)
 
 
 def _planned(case: Case, time_limit: float) -> xshard.Plan | xshard.PipelinePlan:

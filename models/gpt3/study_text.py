@@ -31,7 +31,21 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """All rows, and the best of each model and mode."""
-    return f"{_markdown(rows)}\n\nThe best of each:\n\n{_markdown(list(best(rows).values()))}\n"
+    fastest = _markdown(list(best(rows).values()))
+    return f"{_markdown(rows)}\n\n{memory(rows)}The best of each:\n\n{fastest}\n"
+
+
+def memory(rows: Sequence[Row]) -> str:
+    """How near predicted memory is to compiled memory, and whether that keeps to the limits."""
+    errors = [row.memory_error for row in rows if row.memory_error is not None]
+    if not errors:
+        return ""
+    over = [row for row in rows if not row.fits]
+    mean, most = sum(map(abs, errors)) / len(errors), max(errors, key=abs)
+    return (
+        f"{len(errors)} of {len(rows)} rows compiled: predicted memory is off by {mean:.1%} in the "
+        f"mean, by {most:+.1%} at most; {len(over)} above their limit.\n\n"
+    )
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -3,28 +3,31 @@
     python -m models.gpt3.tables [--configs 350M,39B] [--modes tensor,pipeline]
         [--microbatch-sizes 1,2,4,8,16,32] [--memory-limit published] [--cluster v100-sxm2-32gb]
         [--json rows.jsonl --resume] [--format markdown|csv|html] [--output FILE] [--verify]
+        [--workers 2]
 
 No GPU is needed. A configuration is planned for the number of devices of its published run, eight
 a host, and for the best mesh of one and two axes; in the mode pipeline also in stages, if that is
 faster. The published memory limits are 30 GB, and 25 GB for 16 and 32 sequences. With `--json` each
 row is appended to a file as soon as it is there, and with `--resume` those that stand there are not
-planned again. With `--verify` XLA compiles every plan for its devices (the extra `aot-cuda`), all
-stages of those in stages, a minute or more each. The formulas of TFLOP/s and MFU are in
-`models/gpt3/study.py`.
+planned again, unless they are to be compiled and were not. With `--verify` XLA compiles every plan
+for its devices (the extra `aot-cuda`), all stages of those in stages: 5 s of processor time and 2 s
+for each layer that is unlike others. The formulas of TFLOP/s and MFU are in `models/gpt3/study.py`.
 """
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.gpt3.config import CONFIGS
 
 if TYPE_CHECKING:
-    from models.gpt3.study import Case
+    from models.gpt3.study import Case, Row
 
 SIZES = "1,2,4,8,16,32"
 MODES = ("tensor", "pipeline")
@@ -38,29 +41,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from jax import clear_caches
-
-    from models.gpt3.study import append, plan_row, read
+    from models.gpt3.study import append, read
     from models.gpt3.study_text import FORMATS as texts
 
     known = read(options.json) if options.json and options.resume else {}
-    rows = []
-    for case in _cases(options):
-        row = known.get(case)
-        if row is None:
-            row = plan_row(case, options.time_limit, verify=options.verify)
-            if options.json:
-                append(options.json, row)
-            took = row.error or f"{row.step_s:.2f} s a step"
-            print(f"{case.model} {case.mode} {case.microbatch_size}: {took}", file=sys.stderr)
-            clear_caches()
-        rows.append(row)
+    cases = list(_cases(options))
+    for row in _rows([c for c in cases if not _is_done(known.get(c), options)], known, options):
+        known[row.case] = row
+        if options.json:
+            append(options.json, row)
+        took = row.error or f"{row.step_s:.2f} s a step"
+        print(row.case.model, row.case.mode, f"{row.case.microbatch_size}: {took}", file=sys.stderr)
+    rows = [known[case] for case in cases]
     text = texts[options.format](rows)
     if options.output:
         options.output.write_text(text, "utf-8")
     else:
         sys.stdout.write(text)
     return 0
+
+
+def _is_done(row: "Row | None", options: argparse.Namespace) -> bool:
+    """Whether there is nothing left to do for a row."""
+    if row is None or row.error:
+        return row is not None
+    return row.compiled_bytes is not None or not options.verify
+
+
+def _rows(
+    cases: "Sequence[Case]", known: "dict[Case, Row]", options: argparse.Namespace
+) -> "Iterator[Row]":
+    """Plans cases, here or in so many processes; each of these is a fresh one for every row."""
+    if options.workers == 1:
+        for case in cases:
+            yield _row(case, list(known.values()), options)
+        return
+    with ProcessPoolExecutor(
+        options.workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
+        waiting, under_way = list(reversed(cases)), set[Future["Row"]]()
+        while waiting or under_way:
+            while waiting and len(under_way) < options.workers:
+                under_way.add(pool.submit(_row, waiting.pop(), list(known.values()), options))
+            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+
+
+def _row(case: "Case", known: "list[Row]", options: argparse.Namespace) -> "Row":
+    from jax import clear_caches
+
+    from models.gpt3.study import plan_row
+
+    row = plan_row(case, options.time_limit, verify=options.verify, like=known)
+    clear_caches()
+    return row
 
 
 def _cases(options: argparse.Namespace) -> "Iterator[Case]":
@@ -90,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="do not plan again what stands in --json")
     add("--format", choices=FORMATS, default="markdown", help="default: markdown")
     add("--output", type=Path, help="default: standard output")
+    add("--workers", type=int, default=1, help="rows at the same time; default: 1")
     add("--verify", action="store_true", help="compile each plan for its devices")
     return parser
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import xshard
 from models.gpt3 import study, tables
 from models.gpt3.study import Case, Row
-from models.gpt3.study_text import COLUMNS
+from models.gpt3.study_text import COLUMNS, memory
 
 TINY = "--configs tiny --cluster h100-80gb --memory-limit 1TB"
 ERROR = "no plan fits 1 MB per device; the smallest limit that works is 9 bytes"
@@ -50,6 +52,25 @@ def test_rows_are_planned_once_and_resumed(tmp_path: Path, monkeypatch: pytest.M
     assert run(f"{line} --configs 350M", tmp_path) != first
     monkeypatch.setattr(study, "plan_row", None)
     assert run(line, tmp_path) == first
+
+
+def test_rows_are_compiled_later_and_equal_plans_once(monkeypatch: pytest.MonkeyPatch):
+    """What is planned already is planned again to be compiled; one plan is compiled once."""
+    compiled: list[object] = []
+
+    def verify(plan: object) -> SimpleNamespace:
+        compiled.append(plan)
+        return SimpleNamespace(compiled_bytes=10**9)
+
+    monkeypatch.setattr(study, "_planned", lambda *_: None)
+    monkeypatch.setattr(study, "_row", lambda case, *_: Row(case, 1.0, "8", 50.0, 2 * 10**9))
+    monkeypatch.setattr(xshard, "verify", verify)
+    one, other = (Case("tiny", mode, 8, "h100-80gb", "3GB") for mode in ("tensor", "pipeline"))
+    first = study.plan_row(one, 1.0, verify=True)
+    again = study.plan_row(other, 1.0, verify=True, like=[first])
+    assert len(compiled) == 1 and again.compiled_bytes == first.compiled_bytes == 10**9
+    assert first.memory_error == 1.0 and first.fits
+    assert "1 of 2 rows compiled" in memory([first, Row(one, 1.0, error=ERROR)])
 
 
 def test_figures_follow_the_formulas():
