@@ -32,7 +32,9 @@ class Compiler:
         compiled = SimpleNamespace(memory_analysis=lambda: memory)
         lowered = SimpleNamespace(compile=lambda: compiled)
         return SimpleNamespace(
-            plan=SimpleNamespace(peak_bytes=target), lower=lambda _: lowered, target=target
+            plan=SimpleNamespace(predicted_peak_bytes=target),
+            lower=lambda _: lowered,
+            target=target,
         )
 
 
@@ -55,6 +57,19 @@ def test_a_plan_that_xla_exceeds_is_tightened() -> None:
 def test_a_limit_without_a_plan_may_be_kept_all_the_same() -> None:
     """Where XLA needs less than predicted."""
     assert fitted(Compiler(more=0.9, least=LIMIT + 100)).target == LIMIT + 100
+
+
+def test_a_tighter_limit_without_a_plan_ends_the_search() -> None:
+    """If it is not known which limit has one, as in pipelines."""
+    make = Compiler(more=1.25)
+
+    def strict(target: int) -> Any:
+        if target < LIMIT:
+            raise InfeasibleError("no stages fit")
+        return make(target)
+
+    with pytest.raises(InfeasibleError, match="A limit of 1250 bytes works"):
+        fitted(strict)
 
 
 def test_the_error_of_no_plan_says_what_xla_needs() -> None:

@@ -11,18 +11,21 @@ import jax
 
 from xshard.errors import PlanError
 from xshard.ir.trace import Traced
+from xshard.mpmd.held import peaks
 from xshard.mpmd.leaf import Part
 from xshard.mpmd.lowered import LoweredPipeline
 from xshard.mpmd.plan import PipelinePlan
 from xshard.mpmd.portable import portable
 from xshard.mpmd.step import Pipeline
 from xshard.run.call import Call, as_tree, kind
+from xshard.run.hosts import most_bytes
 from xshard.run.step import StaleError
 from xshard.stages.staged import PER_MICROBATCH
 from xshard.verify.audit import Audit, audit
 from xshard.verify.collectives import Collective
 from xshard.verify.hlo import collectives_in
 from xshard.verify.step import planned_collectives
+from xshard.verify.verification import Memory
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,15 @@ class MpmdRunnable:
         names = self.pipeline.staged.programs
         programs = {names[at].name: one for at, one in self.pipeline.lower().items()}
         return LoweredPipeline(programs, lambda *given: self(*self._row(given)))
+
+    def compiled_bytes(self) -> int:
+        """The most that a device of any group holds in a step, as XLA allocates it."""
+        more: defaultdict[int, int] = defaultdict(int)  # of others' programs they know themselves
+        for at, lowered in self.pipeline.lower().items():
+            memory = Memory.of_compiled(lowered.compile())
+            more[at] = memory.total - memory.arguments
+        found = peaks(self.pipeline.tape, self.pipeline.local_bytes, more)
+        return most_bytes(max(peak.bytes for peak in found.values()))
 
     def taken(self, row: Sequence[Any], static: Container[int] = ()) -> Sequence[Any]:
         """See `Runnable.taken`: a row is taken as it is."""

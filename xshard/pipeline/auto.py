@@ -45,10 +45,14 @@ class AutoMaker:
             failure = error
         below = inf if one is None else one.plan.objective_ns
         search = self.staged.search(call, below)
-        why = _looked(search, self.staged.numbers())
+        groups = self.staged.numbers()
+        why = _looked(search, groups)
         if search.found is not None:
             first = _trial(one.plan if one else None)
-            return self.staged.made(call, search, (first,))
+            try:
+                return self.staged.fitting(call, search, groups, (first,))
+            except InfeasibleError as error:
+                failure = failure or error
         if one is None:
             assert failure is not None
             raise failure

@@ -104,6 +104,10 @@ class PipelineSearch:
         bound = round(min(plan.objective_ns, self.bound_ns))
         return replace(plan, trials=tuple(self.trials), bound_ns=bound)
 
+    def under(self, limit: int) -> PipelineSearch:
+        """A search for the same step within another limit, which has not looked at anything."""
+        return replace(self, memory_limit=limit, trials=[], found=None, bound_ns=inf, too_large=[])
+
     def look(self, groups: Sequence[int]) -> None:
         """Looks at these numbers of groups."""
         for number in groups:
@@ -186,9 +190,10 @@ class PipelineSearch:
     def _solver(self, shape: MeshShape, cluster: Cluster, limit: int | None) -> StageSolver:
         key = shape, cluster, limit
         if key not in self._solvers:
-            pinned = self.pins(shape)
+            alike = (s for k, s in self._solvers.items() if k[:2] == key[:2])
+            free = next((s.free for s in alike), {})  # of whatever limit
             self._solvers[key] = StageSolver(
-                shape, cluster, limit, self.time_limit_s, pinned=pinned
+                shape, cluster, limit, self.time_limit_s, pinned=self.pins(shape), free=free
             )
         return self._solvers[key]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh
 
 from xshard import garbage
 from xshard.cost.cluster import Cluster
-from xshard.errors import MeshError, PipelineError, PlanError
+from xshard.errors import InfeasibleError, MeshError, PipelineError, PlanError
 from xshard.ir.trace import Traced, trace
 from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.layout import submeshes
@@ -25,6 +25,7 @@ from xshard.pipeline.planned import PlannedPipeline, planned_for
 from xshard.pipeline.search import Pins, PipelineSearch, donated_places
 from xshard.place import Place, mesh_shapes
 from xshard.run.call import Call
+from xshard.run.fit import within_limit
 from xshard.run.hosts import confirm_text
 from xshard.schedules import SCHEDULES
 from xshard.sharded import ShardedStep
@@ -123,9 +124,7 @@ class PipelineMaker:
         if self.given is not None:
             return self._from(self.given, call)
         with garbage.kept():
-            search = self.search(call)
-            search.best((self.groups,))
-        return self.made(call, search)
+            return self.fitting(call, self.search(call), (self.groups,))
 
     def _from(self, plan: PipelinePlan, call: Call) -> MpmdRunnable:
         """The pipeline of a plan that was made before.
@@ -156,6 +155,39 @@ class PipelineMaker:
 
     def _pins(self, traced: Traced, call: Call) -> Pins:
         return lambda mesh: pinned(traced, call, mesh, self.in_specs, self.out_specs)
+
+    def fitting(
+        self, call: Call, search: PipelineSearch, groups: Sequence[int],
+        trials: tuple[PipelineTrial, ...] = (),
+    ) -> MpmdRunnable:  # fmt: skip
+        """The best pipeline over one of these numbers of groups that keeps the limit as compiled.
+
+        Args:
+          search: which may have looked at them within the limit.
+          trials: what else was looked at.
+
+        Raises:
+          InfeasibleError: there is none.
+        """
+        if search.found is None:
+            search.best(groups)
+        limit = self.memory_limit
+        if limit is None:
+            return self.made(call, search, trials)
+
+        def within(target: int) -> MpmdRunnable:
+            under = search
+            if target != limit:
+                under = search.under(target)
+                try:
+                    under.best(groups)
+                except InfeasibleError as error:
+                    raise InfeasibleError(str(error)) from error
+            return self.made(call, under, trials)
+
+        return within_limit(
+            within, call, limit, 3 * self.time_limit_s, lambda made, _: made.compiled_bytes()
+        )
 
     def made(
         self, call: Call, search: PipelineSearch, trials: tuple[PipelineTrial, ...] = ()

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from xshard.errors import InfeasibleError
 from xshard.plan.units import size
 from xshard.run.call import Call
 from xshard.run.hosts import agree_bytes
-from xshard.run.step import Runnable
 
 MOST_TRIES = 4
 """How often a step is planned and compiled to meet a limit."""
 
 NEAR = 0.6
 """Predictions below this part of the limit are not checked: none was found to be so far off."""
+
+Step = TypeVar("Step")
+"""A step with its plan: a `Runnable` or a pipeline."""
 
 _SPARE = 0.99
 """The part of a lowered limit that is used, since another plan's prediction is off otherwise."""
@@ -35,15 +37,23 @@ def compiled_bytes(compiled: Any) -> int:
     return int(held + m.temp_size_in_bytes)
 
 
+def of_one_program(current: Any, call: Call) -> int:
+    """What a device needs for a step of one program."""
+    return compiled_bytes(current.lower(call).compile())
+
+
 def within_limit(
-    make: Callable[[int], Runnable], call: Call, limit: int, patience_s: float
-) -> Runnable:
-    """The step whose compiled program needs at most `limit` bytes a device.
+    make: Callable[[int], Step], call: Call, limit: int, patience_s: float,
+    needed: Callable[[Step, Call], int] = of_one_program,
+) -> Step:  # fmt: skip
+    """The step that needs at most `limit` bytes a device as it is compiled.
 
     Args:
-      make: plans under a limit in bytes.
+      make: plans under a limit in bytes. Its InfeasibleError ends the search if it knows no limit
+        that has a plan.
       call: the arguments to compile for.
       patience_s: no further plan is tried after so many seconds.
+      needed: compiles a step, and says what a device needs.
 
     Raises:
       InfeasibleError: no plan fits, or XLA allocates more than the limit for all that were tried.
@@ -54,13 +64,15 @@ def within_limit(
         try:
             current = make(target)
         except InfeasibleError as error:
+            if error.smallest_limit_bytes is None and needs:
+                break
             if error.smallest_limit_bytes is None:
                 raise
             refused, current = error, make(error.smallest_limit_bytes)
-        peak = current.plan.peak_bytes
+        peak = current.plan.predicted_peak_bytes  # type: ignore[attr-defined]
         if peak < NEAR * limit:
             return current
-        needs.append(agree_bytes(compiled_bytes(current.lower(call).compile())))
+        needs.append(agree_bytes(needed(current, call)))
         if needs[-1] <= limit:
             return current
         if refused or agree_bytes(time.monotonic() - began > patience_s):

@@ -68,6 +68,17 @@ def agree_bytes(count: int) -> int:
     return int(_broadcast(str(int(count)).encode()))
 
 
+def most_bytes(count: int) -> int:
+    """The largest number of all processes, in every process."""
+    if jax.process_count() == 1:
+        return count
+    from jax.experimental import multihost_utils
+
+    halves = np.array(divmod(count, 1 << 24), np.int32)  # JAX has no 64 bits by default
+    everywhere = np.reshape(multihost_utils.process_allgather(halves), (-1, 2)).tolist()
+    return max((high << 24) + low for high, low in everywhere)
+
+
 def _told(failure: Exception) -> bytes:
     smallest = getattr(failure, "smallest_limit_bytes", None)
     return json.dumps([type(failure).__name__, str(failure), smallest]).encode()
