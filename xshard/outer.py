@@ -29,6 +29,7 @@ from xshard.microbatching import Candidates, Way, numbers
 from xshard.plan.plan import Plan
 from xshard.plan.records import Trial
 from xshard.planning import (
+    Hints,
     Hopeless,
     Relaxed,
     Unfit,
@@ -132,6 +133,7 @@ class _Search:
       least: the number that could fit by the least peak of the step in one piece.
       nearest: the least peak of the numbers in which nothing fits.
       meshes: those that were not beaten in the first number in which something fits.
+      hints: choices of ways that differ in numbers only.
     """
 
     candidates: Candidates
@@ -150,6 +152,7 @@ class _Search:
     nearest: dict[int, Hopeless] = field(default_factory=dict)
     meshes: set[MeshShape] = field(default_factory=set)
     saved_bytes: float | None = None
+    hints: Hints = field(default_factory=dict)
 
     def run(self, first: int) -> Plan:
         """The plan of the fastest way that was looked at."""
@@ -272,7 +275,7 @@ class _Search:
             tried = _under(self.candidates.prepared(way), self.limit)
             models = [self.models.of(p) for p in tried if not self._is_beaten(way, p)]
             self.known[way] = found = relaxed(
-                models if any(map(self._may_fit, models)) else [], FREE_S
+                models if any(map(self._may_fit, models)) else [], FREE_S, self.hints
             )
             for r in found:
                 key = way.microbatches, r.modelled.prepared.request.mesh
@@ -324,7 +327,7 @@ class _Search:
         for n in sorted(lanes)[-1:]:
             tried = _under(self.candidates.prepared(replace(way, lanes=n)), self.limit)
             models = [self.models.of(p) for p in tried if p.request.mesh == best.mesh]
-            found = relaxed(models, FREE_S)
+            found = relaxed(models, FREE_S, self.hints)
             answer = fitting(found, self._objective())
             if not isinstance(answer, Unfit) and answer[1].objective < (self._objective() or 0):
                 self._take(found, answer)

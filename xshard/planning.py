@@ -28,7 +28,7 @@ best: a tenth of what the cost model itself is off by."""
 MOST_BLAME_S = 20.0
 """How long the pins at fault are looked for where nothing fits."""
 _LEAST_S = 1.0
-"""What a round gets even if the time limit has passed, so that it ends with an answer."""
+"""What a search gets even if the time limit has passed, so that it ends with an answer."""
 
 MOST_ROUNDS = 12
 """How often rows of live memory that an answer violates are added before giving up."""
@@ -112,6 +112,10 @@ def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:
     raise _infeasible(models[0], Infeasible(None), None, len(models))
 
 
+Hints = dict[tuple[int, ...], tuple[int, ...]]
+"""By the numbers of choices of a model's nodes, the best choices that were found last."""
+
+
 @dataclass(frozen=True, slots=True)
 class Relaxed:
     """A model and its best choices without a memory limit, which bound all others."""
@@ -125,13 +129,16 @@ class Relaxed:
         return self.modelled.peak_bytes(self.free)
 
 
-def relaxed(models: Sequence[Modelled], most_s: float = np.inf) -> list[Relaxed]:
+def relaxed(
+    models: Sequence[Modelled], most_s: float = np.inf, hints: Hints | None = None
+) -> list[Relaxed]:
     """Models without a limit, the fastest first, but for those whose pins contradict each other.
 
     Args:
       most_s: a time limit for each, next to the request's.
+      hints: choices for models that differ in numbers only; the search ends at ENOUGH_GAP then.
     """
-    free = [Relaxed(m, s) for m in models if (s := unlimited(m, most_s)) is not None]
+    free = [Relaxed(m, s) for m in models if (s := unlimited(m, most_s, hints)) is not None]
     return sorted(free, key=lambda r: r.free.objective)
 
 
@@ -227,21 +234,32 @@ _CONTRADICTION = (
 )
 
 
-def unlimited(modelled: Modelled, most_s: float = np.inf) -> Solution | None:
+def unlimited(
+    modelled: Modelled, most_s: float = np.inf, hints: Hints | None = None
+) -> Solution | None:
     """The best choices without a memory limit; None if pins contradict each other."""
     request = modelled.prepared.request
     effort_s = min(request.time_limit_s, most_s)
     known = answer_from(modelled, None, ENOUGH_GAP, effort_s)
     if known is not None:
         return known
+    start = start_of(modelled, None)
+    alike = tuple(len(node.costs) for node in modelled.draft.nodes)
+    if start is None and hints is not None and alike in hints:
+        start = Start(hints[alike])
     answer = solve(
         modelled.problem(None, ()),
-        start=start_of(modelled, None),
+        start=start,
         time_limit_s=effort_s,
         enough_gap=ENOUGH_GAP,
+        quick=hints is not None,
     )
-    keep(modelled, None, answer, effort_s)
-    return None if isinstance(answer, Infeasible) else answer
+    keep(modelled, None, answer, effort_s if hints is None else 0.0)
+    if isinstance(answer, Infeasible):
+        return None
+    if hints is not None:
+        hints[alike] = answer.choices
+    return answer
 
 
 def _within_limit(m: Modelled, free: Solution, below: int | None = None) -> Solution | Infeasible:
@@ -300,15 +318,16 @@ def _search(
         return known
     effort_s = effort_s if below is None else 0.0
     d, timeline = modelled.draft, modelled.timeline
-    end = min(end, time.monotonic() + modelled.prepared.request.time_limit_s)
+    began = time.monotonic()
+    limit_s = max(min(modelled.prepared.request.time_limit_s, end - began), _LEAST_S)
     rows = (*first_rows(d, timeline), *modelled.crowded) if limit is not None else ()
     start = start_of(modelled, limit)
     answer: Solution | Infeasible = Infeasible(None)
     for _ in range(MOST_ROUNDS):
         answer = solve(
             modelled.problem(limit, rows), start=start,
-            time_limit_s=max(end - time.monotonic(), _LEAST_S),
-            enough_gap=enough_gap, diagnose=diagnose, below=below,
+            time_limit_s=limit_s, enough_gap=enough_gap, diagnose=diagnose, began_s=began,
+            below=below,
         )  # fmt: skip
         most = limit if isinstance(answer, Solution) else answer.smallest_limit
         told = isinstance(answer, Infeasible) and not diagnose

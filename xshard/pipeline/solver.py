@@ -24,7 +24,7 @@ from xshard.ir.graph import Address
 from xshard.pipeline.cuts import CutStep
 from xshard.pipeline.pinned import Pinned
 from xshard.plan.plan import Plan
-from xshard.planning import Relaxed, Unfit, described, fastest, fitting, relaxed
+from xshard.planning import Hints, Relaxed, Unfit, described, fastest, fitting, relaxed
 from xshard.prepare import Modelled, Prepared, Request, model
 from xshard.run.annotate import Constraints, annotate
 from xshard.run.constraints import constraints_of, partition_spec
@@ -97,6 +97,7 @@ class StageSolver:
       memory_limit: bytes of a device.
       pinned: what the user fixed.
       free: fingerprint -> a stage's problem and its best choices without a limit.
+      hints: choices for stages that are like others but for their numbers of layers.
       known: (fingerprint, in flight) -> the plan; None: there is none.
     """
 
@@ -107,6 +108,7 @@ class StageSolver:
     measured: Measured | None = None
     pinned: Pinned = field(default_factory=Pinned)
     free: dict[str, tuple[Modelled, Solution]] = field(default_factory=dict)
+    hints: Hints = field(default_factory=dict)
     known: dict[tuple[str, int], Plan | TooLargeError] = field(default_factory=dict)
 
     def prepared(self, cut: CutStep, stage: int, pins: Mapping[int, Spec]) -> Prepared:
@@ -135,7 +137,7 @@ class StageSolver:
         name = prepared.fingerprint
         if name not in self.free:
             modelled = model(prepared)
-            found = relaxed([modelled])
+            found = relaxed([modelled], hints=self.hints)
             if not found:
                 fastest([modelled])  # raises, with the pins at fault
             self.free[name] = modelled, found[0].free

@@ -64,6 +64,9 @@ def unconstrained(s: State) -> bool:
     else:
         reduced = reduce(free, most_entries=FEW_ENTRIES)
         reduced = _within_reach(s, reduced) if reduced.problem.nodes else reduced
+    if s.quick and s.is_done():
+        s.tell("without memory")
+        return True
     if reduced.problem.nodes:
         rest = reduce(reduced.problem, most_entries=MOST_ENTRIES)
         reduced = Reduced(rest.problem, (*reduced.chain, *rest.chain))
@@ -87,12 +90,16 @@ def _within_reach(s: State, reduced: Reduced) -> Reduced:
     tables = engine.edge_tables([e.costs for e in problem.edges])
     least, choices = engine.minimise(costs, tables)
     s.bound = max(s.bound, problem.constant + least)
+    if s.quick and s.is_done():
+        return reduced
     enough = s.bound + int(s.enough_gap * s.bound)
     choices = improved(problem, choices, enough, s.budget.seed)
     most = objective_of(problem, choices)
     if most >= FORBIDDEN:
         return reduced
     s.visit(reduced.invert(choices))
+    if s.quick and s.is_done():
+        return reduced
     bounds = engine.bounds(costs, tables)
     return reduced.then(Drop(tuple(np.flatnonzero(b + problem.constant <= most) for b in bounds)))
 

@@ -45,6 +45,7 @@ def solve(
     on_progress: Callable[[Progress], None] | None = None,
     began_s: float | None = None,
     below: int | None = None,
+    quick: bool = False,
 ) -> Solution | Infeasible:
     """The cheapest choices that fit the problem's limit.
 
@@ -64,6 +65,7 @@ def solve(
       began_s: when the time limit began, a reading of time.monotonic(); default: now.
       below: only answers that cost less are wanted: the search ends when it is proven that none is
         `enough_gap` cheaper.
+      quick: without rows too, the search ends within `enough_gap`, where it could be exact.
 
     Returns:
       A Solution that `check` accepts; or Infeasible, with the smallest limit that is feasible, or
@@ -82,7 +84,7 @@ def solve(
     began_s = time.monotonic() if began_s is None else began_s
     effort_s = time_limit_s * DETERMINISTIC_SHARE
     budget = Budget(effort_s, began_s + max(time_limit_s, LEAST_S), workers, seed, began_s)
-    search = State(problem, Ledger.of(problem), budget, tell, enough_gap, diagnose, below)
+    search = State(problem, Ledger.of(problem), budget, tell, enough_gap, diagnose, below, quick)
     if start is not None:
         _begin(search, start)
     return search.answer() if search.is_done(0.0) or search.is_beaten() else _run(search)

@@ -63,7 +63,7 @@ class State:
     """The state of one `solve`.
 
     Attributes:
-      enough_gap, below, diagnose: as of `solve`.
+      enough_gap, below, diagnose, quick: as of `solve`.
       active: rows that some answer has violated, or that have a price.
       prices: of memory, by the names of rows: where pricing begins, and then where it ended.
       nothing_fits: the answer, if it is that.
@@ -76,6 +76,7 @@ class State:
     enough_gap: float = 0.0
     diagnose: bool = True
     below: int | None = None
+    quick: bool = False
     best: tuple[int, Choices] | None = None
     bound: int = 0
     active: set[int] = field(default_factory=set[int])
