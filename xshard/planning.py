@@ -108,7 +108,9 @@ def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:
         return answer
     if answer.nearest is not None:
         others = [r.modelled for r in found]
-        return answer.nearest, limited(answer.nearest, len(models), others)
+        late = limited(answer.nearest, len(models), others)  # raises, or had too little time before
+        least = late.bound if answer.at_least_ns is None else answer.at_least_ns
+        return answer.nearest, replace(late, bound=min(late.bound, least))
     raise _infeasible(models[0], Infeasible(None), None, len(models))
 
 

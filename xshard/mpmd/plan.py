@@ -23,8 +23,8 @@ class PipelineTrial:
     Attributes:
       schedule: its name; "none" for one program over all devices.
       mesh: of each group of devices.
-      outcome: "planned", "at least" (no plan is faster than that, which another was), or "does not
-        fit" the memory limit.
+      outcome: "planned", "at least" (no plan is faster than that, which another was), "does not
+        fit" the memory limit, or "not planned" (others promised more; it takes at least that long).
       time_ns: predicted, or the bound.
     """
 

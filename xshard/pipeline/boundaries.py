@@ -20,7 +20,7 @@ from xshard.schedules import Schedule, Times, in_flight, simulate
 
 MOST_PLANNED = 4
 """Boundaries whose stages are planned."""
-MOST_PEAKS = 4
+MOST_PEAKS = 3
 """Numbers of recomputed units whose memory is looked at for a stage."""
 MOST_TRIED = 100
 """Boundaries that are looked at, most of whose stages are known from others."""
@@ -51,6 +51,7 @@ class BoundarySearch:
       remat: "none", "all", or "auto": of each stage as much as the memory limit asks for.
       tried: units on each stage -> predicted time of a step.
       bound_ns: no boundaries give a shorter step.
+      looks: how many boundaries had their stages planned.
     """
 
     cuts: Cuts
@@ -62,8 +63,37 @@ class BoundarySearch:
     parts: dict[Hashable, Parts] = field(default_factory=dict)
     again: dict[Hashable, int] = field(default_factory=dict)
     too_large: list[TooLargeError] = field(default_factory=list)
+    looks: int = 0
+    _table: StageTable | None = None
     _plans: dict[tuple[Counts, Counts], StagePlans] = field(default_factory=dict)
     _saved: dict[int, float | None] = field(default_factory=dict)
+
+    @property
+    def table(self) -> StageTable:
+        """The table with each unit planned alone, and what was planned since.
+
+        Raises:
+          PipelineError: there are more stages than units.
+        """
+        if self._table is None:
+            self.cuts.cut.balanced(self.schedule.num_stages)
+            self._table = self._of_units()
+            self.bound_ns = self._table.least((), self._at_least)[1]
+        return self._table
+
+    @property
+    def promise_ns(self) -> float:
+        """What no step is shorter than, by its units alone until others are planned.
+
+        Raises:
+          PipelineError: there are more stages than units.
+        """
+        return self.bound_ns if self.table else inf
+
+    @property
+    def best_ns(self) -> float:
+        """The predicted time of a step, transfers apart; infinite if nothing was found."""
+        return min(self.tried.values(), default=inf)
 
     def run(self, below: float = inf) -> Found | None:
         """The best boundaries; None if none give a step of less than so many ns.
@@ -72,37 +102,46 @@ class BoundarySearch:
           PipelineError: there are more stages than units.
           TooLargeError: a stage does not fit the memory limit, wherever it was looked at.
         """
-        self.cuts.cut.balanced(self.schedule.num_stages)
-        table = self._table()
-        counts, guess = table.least((), self._at_least)
-        planned = 0
-        while counts and guess < min(below, *self.tried.values(), inf) * (1 - ENOUGH_GAP):
-            if any(key not in table.known for key in table.keys(counts)):
-                if planned == MOST_PLANNED:
-                    break
-                planned += 1
-                self._plan(counts, table)
-            self.tried[counts] = self._step_ns(table.keys(counts))
-            if len(self.tried) == MOST_TRIED:
-                break
-            counts, guess = table.least(self.tried, self._at_least, expected=True)
-        self.bound_ns = table.least(self.tried, self._at_least)[1]
-        return self._best(table, below)
-
-    def _best(self, table: StageTable, below: float) -> Found | None:
-        counts = min(self.tried, key=lambda c: self.tried[c], default=())
-        best = self.tried.get(counts, inf)
+        self.look(below)
+        best = self.best_ns
         if best >= below or best == inf:
             if below == inf or (best == inf and self.tried):
                 raise self.too_large[0]
             return None
-        again = tuple(self.again[key] for key in table.keys(counts))
+        return self.found()
+
+    def look(self, below: float = inf, enough: int = MOST_PLANNED) -> None:
+        """Plans boundaries until none looks better, or something is found after `enough` of them.
+
+        Raises:
+          PipelineError: there are more stages than units.
+        """
+        table = self.table
+        while True:
+            counts, guess = table.least(self.tried, self._at_least, expected=bool(self.tried))
+            if not counts or guess >= min(below, self.best_ns) * (1 - ENOUGH_GAP):
+                break
+            if any(key not in table.known for key in table.keys(counts)):
+                most = MOST_PLANNED if self.best_ns == inf else enough
+                if self.looks >= most:
+                    break
+                self.looks += 1
+                self._plan(counts, table)
+            self.tried[counts] = self._step_ns(table.keys(counts))
+            if len(self.tried) >= MOST_TRIED:
+                break
+        self.bound_ns = table.least(self.tried, self._at_least)[1]
+
+    def found(self) -> Found:
+        """The best boundaries so far, with all their stages planned."""
+        counts = min(self.tried, key=lambda c: self.tried[c])
+        again = tuple(self.again[key] for key in self.table.keys(counts))
         plans = self.planned(counts, again).make()
         share = min(s.plan.bound_ns / max(s.plan.objective_ns, 1) for s in plans.stages)
-        self.bound_ns = min(self.bound_ns, best * min(share, 1.0))
+        self.bound_ns = min(self.bound_ns, self.best_ns * min(share, 1.0))
         return Found(counts, again, plans)
 
-    def _table(self) -> StageTable:
+    def _of_units(self) -> StageTable:
         """The table with each unit planned alone; equal ones once."""
         n = len(self.cuts.cut.units)
         one = self.planned((1,) * n, (0,) * n)

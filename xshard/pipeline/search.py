@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
@@ -35,6 +36,12 @@ CHUNKS = 2
 """Stages on each group under "interleaved"."""
 PER_STAGE = 4
 """Microbatches for each stage with which the walk over their numbers begins."""
+MOST_SEARCHED = 6
+"""Numbers of groups, meshes and schedules for which plans are made; of others a bound is known."""
+CLOSE = 0.03
+"""Boundaries are searched to the end where the first ones are so little slower than the best."""
+PATIENCE = 3
+"""After so many time limits of a solve, no others are looked at if something was found."""
 
 Pins = Callable[[MeshShape], Pinned]
 """What the user fixed, on the mesh of a group."""
@@ -81,6 +88,7 @@ class PipelineSearch:
     found: Best | None = None
     bound_ns: float = inf
     too_large: list[TooLargeError] = field(default_factory=list)
+    _began_s: float | None = None
     _divided: Divided | None = None
     _cuts: dict[int, Cuts] = field(default_factory=dict)
     _solvers: dict[tuple[MeshShape, Cluster, int | None], StageSolver] = field(default_factory=dict)
@@ -110,21 +118,23 @@ class PipelineSearch:
 
     def look(self, groups: Sequence[int]) -> None:
         """Looks at these numbers of groups."""
-        for number in groups:
-            if self.microbatches == "auto":
-                self._walk(number, len(groups) > 1)
-            elif not self._skips(number, int(self.microbatches), len(groups) > 1):
-                self._try(number, int(self.microbatches))
+        many = len(groups) > 1
+        if self.microbatches == "auto":
+            for number in groups:
+                self._walk(number, many)
+        else:
+            m = int(self.microbatches)
+            self._try([n for n in groups if not self._skips(n, m, many)], m)
 
     def _walk(self, number: int, among_others: bool) -> None:
         open_ = numbers(self._step().batch)
         start = next((i for i, m in enumerate(open_) if m >= PER_STAGE * number), len(open_) - 1)
         if self._skips(number, open_[start], among_others):
             return
-        least = self._try(number, open_[start])
+        least = self._try([number], open_[start])
         for step in (1, -1):
             i, best = start + step, least
-            while 0 <= i < len(open_) and (ns := self._try(number, open_[i])) < best:
+            while 0 <= i < len(open_) and (ns := self._try([number], open_[i])) < best:
                 i, best = i + step, ns
 
     def _skips(self, number: int, microbatches: int, among_others: bool) -> bool:
@@ -143,14 +153,44 @@ class PipelineSearch:
             self._divided = divided_step(self.traced, self.batch_axes)
         return self._divided
 
-    def _try(self, groups: int, microbatches: int) -> float:
-        """The best time with so many groups and microbatches, infinite if it is no better."""
-        cuts, least = self._cut(microbatches, groups), inf
+    def _try(self, groups: Sequence[int], microbatches: int) -> float:
+        """The best time over one of so many groups, infinite if it is no better than before.
+
+        Boundaries are planned once for the ways that promise most; those that come close to the
+        best of them are searched to the end.
+        """
+        end = self._end_s()
+        searches = [s for n in groups for s in self._searches(n, microbatches)]
+        looked: list[BoundarySearch] = []
+        for search in sorted(searches, key=lambda s: s.promise_ns):
+            best = min((s.best_ns for s in looked), default=inf)
+            fits = sum(s.best_ns < inf for s in looked)
+            if fits >= MOST_SEARCHED or (fits and time.monotonic() > end):
+                self._note(search, "not planned")
+                continue
+            search.look(min(best * (1 + CLOSE), self._below), 1)
+            looked.append(search)
+        looked.sort(key=lambda s: s.best_ns)
+        best = looked[0].best_ns if looked else inf
+        return min((self._finished(s, best) for s in looked), default=inf)
+
+    def _end_s(self) -> float:
+        if self._began_s is None:
+            self._began_s = time.monotonic()
+        return self._began_s + PATIENCE * self.time_limit_s
+
+    @property
+    def _below(self) -> float:
+        return self.below if self.found is None else self.found.plan.objective_ns
+
+    def _searches(self, groups: int, microbatches: int) -> Iterator[BoundarySearch]:
+        cuts = self._cut(microbatches, groups)
         for name, chunks in self._schedules(cuts.cut, groups):
             schedule = build(name, groups, microbatches, chunks)
+            limit = self.memory_limit and self.memory_limit // chunks
             for shape, cluster in self.devices(groups):
-                least = min(least, self._one(cuts, schedule, chunks, shape, cluster))
-        return least
+                solver = self._solver(shape, cluster, limit)
+                yield BoundarySearch(cuts, schedule, solver, self.remat)
 
     def _schedules(self, cut: Cuttable, groups: int) -> list[tuple[str, int]]:
         """(name, stages on each group) of what is looked at."""
@@ -162,29 +202,23 @@ class PipelineSearch:
         return [(name, CHUNKS if name == "interleaved" else 1)
                 for name in AUTO if fits or name != "interleaved"]  # fmt: skip
 
-    def _one(
-        self, cuts: Cuts, schedule: Schedule, chunks: int, shape: MeshShape, cluster: Cluster
-    ) -> float:
-        limit = self.memory_limit and self.memory_limit // chunks
-        solver = self._solver(shape, cluster, limit)
-        search = BoundarySearch(cuts, schedule, solver, self.remat)
-        below = self.below if self.found is None else self.found.plan.objective_ns
-        trial = PipelineTrial(schedule.name, schedule.num_stages, schedule.microbatches, shape)
-        try:
-            found = search.run(below)
-        except TooLargeError as error:
-            self.too_large.append(error)
-            self.trials.append(replace(trial, outcome="does not fit"))
+    def _finished(self, search: BoundarySearch, best: float) -> float:
+        """Searches the boundaries to the end if that may give the best plan; its time, or inf."""
+        below = self._below
+        if search.best_ns == inf:
+            self.too_large += search.too_large[:1]
+            self._note(search, "does not fit" if search.too_large else "at least")
             return inf
-        if found is None:
-            self.trials.append(replace(trial, outcome="at least", time_ns=round(search.bound_ns)))
-            self.bound_ns = min(self.bound_ns, search.bound_ns)
+        if search.best_ns > min(best * (1 + CLOSE), below):
+            self._note(search, "planned", search.best_ns)
             return inf
-        plan = pipeline_plan(found.plans, schedule, found.counts, found.recomputed)
-        self.trials.append(replace(trial, outcome="planned", time_ns=plan.objective_ns))
-        self.bound_ns = min(self.bound_ns, search.bound_ns)
-        if plan.objective_ns < below:
-            self.found = Best(plan, found.plans)
+        search.look(below)
+        found = search.found()
+        plan = pipeline_plan(found.plans, search.schedule, found.counts, found.recomputed)
+        self._note(search, "planned", plan.objective_ns)
+        if plan.objective_ns >= below:
+            return inf
+        self.found = Best(plan, found.plans)
         return plan.objective_ns
 
     def _solver(self, shape: MeshShape, cluster: Cluster, limit: int | None) -> StageSolver:
@@ -197,6 +231,16 @@ class PipelineSearch:
             )
         return self._solvers[key]
 
+    def _note(self, search: BoundarySearch, outcome: str, ns: float | None = None) -> None:
+        """Enters what came of it; without a time, what it takes at least."""
+        s, fits = search.schedule, outcome != "does not fit"
+        shown = round(search.bound_ns if ns is None else ns) if fits else None
+        self.trials.append(
+            PipelineTrial(s.name, s.num_stages, s.microbatches, search.solver.mesh, outcome, shown)
+        )
+        if fits:
+            self.bound_ns = min(self.bound_ns, search.bound_ns)
+
     def refusal(self) -> InfeasibleError:
         """Why nothing fits, by the stage that comes nearest."""
         models = [e.modelled for e in self.too_large if e.modelled is not None]
@@ -206,7 +250,9 @@ class PipelineSearch:
             limited(min(models, key=lambda m: m.prepared.request.memory_limit or 0), len(models))
         except InfeasibleError as error:
             return InfeasibleError(f"a stage of a pipeline: {error}", error.smallest_limit_bytes)
-        raise AssertionError("a stage that did not fit does")
+        return InfeasibleError(
+            "no stages that fit the memory limit were found in time; a larger time_limit may help"
+        )
 
 
 def cuts_of(

@@ -45,6 +45,11 @@ class Cuttable:
         """Of each unit something that is equal for units of equal ops and equal neighbours."""
         return contents_of(self.body, self.kinds, self.units)
 
+    @cached_property
+    def stacks(self) -> frozenset[Node]:
+        """The loop's scans over layers."""
+        return frozenset(stacks_of(self.flat))
+
     def into(
         self, counts: Sequence[int], *, split_backward: bool = False, recomputed: Sequence[int] = ()
     ) -> Staged:
@@ -87,15 +92,16 @@ class Cuttable:
         """The values that the forward nodes of a unit make, scans over layers apart."""
         starts = [u.start for u in self.units] + [len(self.body.forward)]
         nodes = self.body.forward[starts[k] : starts[k + 1]]
-        stacks = set(stacks_of(self.flat))
-        return frozenset(v for n in nodes if n not in stacks for m in stand_for[n] for v in m.outs)
+        return frozenset(
+            v for n in nodes if n not in self.stacks for m in stand_for[n] for v in m.outs
+        )
 
     def _scans(
         self, counts: Sequence[int], recomputed: Sequence[int],
         stand_for: Mapping[Node, list[Node]],
     ) -> dict[int, int]:  # fmt: skip
         """By the first value of each stage's part of a scan, how many layers are run again."""
-        stacks = set(stacks_of(self.flat)) if any(recomputed) else set[Node]()
+        stacks = self.stacks if any(recomputed) else frozenset[Node]()
         starts = [u.start for u in self.units] + [len(self.body.forward)]
         found: dict[int, int] = {}
         seen: Counter[Node] = Counter()
