@@ -88,3 +88,18 @@ def test_stages_recompute_as_many_units_as_the_limit_asks_for() -> None:
     assert found is not None
     assert max(found.recomputed) > 0
     assert all(s.plan.peak_bytes <= limit for s in found.plans.stages)
+
+
+def test_answers_hold_what_all_microbatches_in_flight_hold() -> None:
+    """What is known of a stage with one microbatch in flight has another peak with more."""
+    s = search(2)
+    cut = s.planned(s.cuts.cut.balanced(2), (0, 0)).cut
+    peaks = []
+    for in_flight in (1, 3):
+        modelled = s.solver.loose(cut, 0, in_flight, {}).relaxed.modelled
+        (answer,) = modelled.answers
+        assert answer.choices is not None
+        peak = modelled.timeline.curve(modelled.draft, answer.choices).max()
+        assert answer.peak_bytes == peak
+        peaks.append(peak)
+    assert peaks[0] < peaks[1]

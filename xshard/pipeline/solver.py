@@ -26,6 +26,7 @@ from xshard.pipeline.pinned import Pinned
 from xshard.plan.plan import Plan
 from xshard.planning import Hints, Relaxed, Unfit, described, fastest, fitting, relaxed
 from xshard.prepare import Modelled, Prepared, Request, model
+from xshard.recall import forced
 from xshard.run.annotate import Constraints, annotate
 from xshard.run.constraints import constraints_of, partition_spec
 from xshard.solve.problem import Solution
@@ -183,7 +184,7 @@ def with_in_flight(modelled: Modelled, held: frozenset[int], in_flight: int) -> 
         weight=np.concatenate([line.weight, line.weight[more] * (in_flight - 1)]),
         value=np.concatenate([line.value, line.value[more]]),
     )
-    return replace(modelled, timeline=longer)
+    return forced(replace(modelled, timeline=longer), modelled)
 
 
 def part_ns_of(staged: Staged, loose: Loose) -> dict[str, int]:
