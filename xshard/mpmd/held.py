@@ -54,10 +54,17 @@ def _walk(tape: Tape, size: Size) -> Iterator[tuple[Action, dict[int, int], dict
     """Each action with what the groups hold before it, what it adds to included, and after it."""
     now: Counter[int] = Counter()
     held: set[Held] = set()
+    known: dict[tuple[int, int], int] = {}  # all microbatches' values are of one size
+
+    def bytes_of(h: Held) -> int:
+        key = h.value, h.group
+        if key not in known:
+            known[key] = size(h)
+        return known[key]
 
     def hold(some: Iterable[Held]) -> None:
         for h in set(some) - held:
-            now[h.group] += size(h)
+            now[h.group] += bytes_of(h)
             held.add(h)
 
     hold(tape.first)
@@ -66,6 +73,6 @@ def _walk(tape: Tape, size: Size) -> Iterator[tuple[Action, dict[int, int], dict
         before = dict(now)
         hold(action.makes)
         for h in action.drops:
-            now[h.group] -= size(h)
+            now[h.group] -= bytes_of(h)
             held.remove(h)
         yield action, before, dict(now)
