@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.solve.problems import brute_force, dense_problem, fits, random_problem, training_step
-from xshard.solve import search
+from xshard.solve import model, search
 from xshard.solve.check import Violation, check, evaluate
 from xshard.solve.problem import FORBIDDEN, Infeasible, Solution, Start
 
@@ -141,3 +142,32 @@ def test_just_above_the_smallest_limit_fits(seed):
 def test_solutions_are_solutions(step):
     assert isinstance(step[1], Solution)
     assert step[1].gap == 0.0
+
+
+def interrupt_at_an_answer(progress):
+    if progress.objective is not None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_returns_the_best_so_far_where_that_is_wanted(step):
+    problem, free = step
+    answer = solve(problem, on_progress=interrupt_at_an_answer, catch_interrupt=True)
+    assert check(problem, answer.choices) == answer.objective
+    assert free.objective <= answer.bound <= answer.objective
+    with pytest.raises(KeyboardInterrupt):
+        solve(problem, on_progress=interrupt_at_an_answer)
+
+
+def test_an_interrupt_reaches_cp_sat(step, monkeypatch):
+    """Ctrl-C while CP-SAT is at work: the search ends then, and not when CP-SAT would have."""
+    problem, _ = step
+    solver_type = model.cp_model.CpSolver
+    original = solver_type.solve
+
+    def solve_interrupted(solver, built):
+        signal.raise_signal(signal.SIGINT)  # the main thread sees it while it waits
+        return original(solver, built)
+
+    monkeypatch.setattr(solver_type, "solve", solve_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        solve(problem)

@@ -28,7 +28,7 @@ def run_solve(
     _check_writable(output)
     answer = solve(
         problem, time_limit_s=time_limit_s, workers=workers, seed=seed,
-        on_progress=_show, began_s=began_s,
+        on_progress=_show, began_s=began_s, catch_interrupt=True,
     )  # fmt: skip
     if sys.stderr.isatty():
         sys.stderr.write("\n")

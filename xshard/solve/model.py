@@ -18,6 +18,7 @@ r"""The CP-SAT model of a problem. Variables are Booleans; every line names its 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 
@@ -86,7 +87,8 @@ class Model:
         p.interleave_search = p.num_workers > 1
         p.linearization_level = 2
         p.max_deterministic_time, p.max_time_in_seconds = effort_s, time_s
-        status = solver.solve(self.variables.cp)
+        p.catch_sigint_signal = False
+        status = _solved(solver, self.variables.cp)
         optimal, infeasible = status == cp_model.OPTIMAL, status == cp_model.INFEASIBLE
         choices = None
         if optimal or status == cp_model.FEASIBLE:
@@ -95,6 +97,17 @@ class Model:
         bound = int(np.ceil(solver.best_objective_bound - 1e-6))
         spent_s = solver.response_proto.deterministic_time
         return Outcome(choices, self.constant + self.scale * bound, infeasible, optimal, spent_s)
+
+
+def _solved(solver: cp_model.CpSolver, model: cp_model.CpModel) -> cp_model.CpSolverStatus:
+    """Its status; in a thread, so that an interrupt ends it at once and is raised here."""
+    with ThreadPoolExecutor(1) as pool:
+        status = pool.submit(solver.solve, model)
+        try:
+            return status.result()
+        except KeyboardInterrupt:
+            solver.stop_search()
+            raise
 
 
 def minimise_cost(problem: Problem, *, below: int | None = None) -> Model:

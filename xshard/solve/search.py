@@ -46,6 +46,7 @@ def solve(
     began_s: float | None = None,
     below: int | None = None,
     quick: bool = False,
+    catch_interrupt: bool = False,
 ) -> Solution | Infeasible:
     """The cheapest choices that fit the problem's limit.
 
@@ -66,6 +67,8 @@ def solve(
       below: only answers that cost less are wanted: the search ends when it is proven that none is
         `enough_gap` cheaper.
       quick: without rows too, the search ends within `enough_gap`, where it could be exact.
+      catch_interrupt: Ctrl-C ends the search with the best so far, if there is any, and is raised
+        otherwise. That of problems with many spans always is ended so.
 
     Returns:
       A Solution that `check` accepts; or Infeasible, with the smallest limit that is feasible, or
@@ -87,7 +90,12 @@ def solve(
     search = State(problem, Ledger.of(problem), budget, tell, enough_gap, diagnose, below, quick)
     if start is not None:
         _begin(search, start)
-    return search.answer() if search.is_done(0.0) or search.is_beaten() else _run(search)
+    try:
+        return search.answer() if search.is_done(0.0) or search.is_beaten() else _run(search)
+    except KeyboardInterrupt:
+        if not catch_interrupt or search.best is None:
+            raise
+        return search.solution()
 
 
 def _begin(search: State, start: Start) -> None:
