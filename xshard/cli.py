@@ -145,6 +145,7 @@ def _add_solve(solve: argparse.ArgumentParser) -> None:
         help="default: all cores",
     )
     add("--seed", metavar="N", type=_whole, default=0, help="of the search; default: 0")
+    add("--start", metavar="SOLUTION.json", help="begin at the choices of an earlier solution")
     add("--output", "--out", metavar="SOLUTION.json", help="write the solution")
     solve.set_defaults(run=_solve)
 
@@ -260,7 +261,7 @@ def _solve(args: argparse.Namespace) -> int:
 
     found = run_solve(
         args.problem, time_limit_s=args.time_limit, workers=max(args.workers, 1), seed=args.seed,
-        output=args.output,
+        output=args.output, start=args.start,
     )  # fmt: skip
     sys.stdout.write(json.dumps(found) + "\n" if args.json else summary(found))
     return 0

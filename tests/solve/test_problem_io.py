@@ -104,6 +104,31 @@ def test_solve_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "incumbent 135  bound 135  gap 0.00%" in stderr
 
 
+def test_a_solution_is_a_start_for_another_limit(tmp_path: Path):
+    path, out = written(tmp_path, CONTEST), tmp_path / "out.json"
+    assert main(["solve", path, "--out", str(out), "--workers", "1"]) == 0
+    path = written(tmp_path, changed(usage_limit=44))
+    assert main(["solve", path, "--start", str(out), "--out", str(out), "--workers", "1"]) == 0
+    assert json.loads(out.read_text())["peak_bytes"] <= 44
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "holds no choices"),
+        ('{"choices": [0]}', "a problem with 1 nodes, this one has 3"),
+        ('{"choices": [0, 9, 0]}', "node 1 has no choice 9"),
+    ],
+)
+def test_a_start_of_another_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+):
+    start = tmp_path / "start.json"
+    start.write_text(text)
+    assert main(["solve", written(tmp_path, CONTEST), "--start", str(start)]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["solve", written(tmp_path, changed(usage_limit=39))]) == 2
     assert "the smallest limit that works is 40" in capsys.readouterr().err

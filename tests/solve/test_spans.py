@@ -12,7 +12,7 @@ from xshard.solve.contract import contract, contracted, relevant
 from xshard.solve.dominate import undominated
 from xshard.solve.flat import Flat
 from xshard.solve.large import solve_spans
-from xshard.solve.problem import FORBIDDEN, Edge, Infeasible, Node, Problem, Solution
+from xshard.solve.problem import FORBIDDEN, Edge, Infeasible, Node, Problem, Solution, Start
 from xshard.solve.search import solve
 from xshard.solve.spans import as_rows, peak_of_spans
 
@@ -155,6 +155,24 @@ def test_the_large_search_repeats_itself():
         again.bound,
     )
     assert once.bound <= once.objective and fits(ring(), once.choices)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("limit", [160, 185, 260])
+def test_the_large_search_from_an_answer_under_another_limit(limit: int):
+    first = search(ring())
+    assert isinstance(first, Solution)
+    problem = replace(ring(), limit=limit)
+    near = search(problem, start=Start(first.choices), time_limit_s=120)
+    assert isinstance(near, Solution) and fits(problem, near.choices)
+    assert near.bound <= near.objective
+    assert limit < 200 or near.objective <= first.objective
+
+
+def search(problem: Problem, *, time_limit_s: float = 600, start: Start | None = None):
+    return solve_spans(
+        problem, time_limit_s=time_limit_s, workers=2, seed=3, report=lambda *_: None, start=start
+    )
 
 
 def test_an_interrupt_returns_the_best_so_far():

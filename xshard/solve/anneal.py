@@ -133,12 +133,17 @@ class Anneal:
         """Whether an answer within the limit is known."""
         return bool(np.isfinite(self.walker.state[1]))
 
-    def begin(self, ascent: Ascent) -> None:
-        """At the best choices of an ascent, at its prices and with its messages."""
+    def begin(self, ascent: Ascent, start: Ints | None = None) -> None:
+        """At the prices of an ascent, with its messages, and at its best choices or at `start`."""
         self.prices = ascent.prices.copy()
         self.walker.desk.opening[:] = ascent.opening()
         self.start = ascent.nearly.copy()
-        self.go(ascent.choices if np.isfinite(ascent.cost) else ascent.nearly)
+        if start is None:
+            self.go(ascent.choices if np.isfinite(ascent.cost) else ascent.nearly)
+            return
+        if np.isfinite(ascent.cost):
+            self.go(ascent.choices)
+        self.go(start)
 
     def repair(self, clock: Clock) -> None:
         """Raises the prices of overfull moments until the choices fit."""

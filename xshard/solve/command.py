@@ -9,15 +9,19 @@ from pathlib import Path
 
 from xshard.errors import InfeasibleError, ProblemError
 from xshard.solve.check import check, evaluate
-from xshard.solve.problem import Infeasible
-from xshard.solve.problem_io import Json, load_problem, solution_json
+from xshard.solve.problem import Infeasible, Start
+from xshard.solve.problem_io import Json, load_choices, load_problem, solution_json
 from xshard.solve.search import Progress, solve
 
 
 def run_solve(
-    path: str, *, time_limit_s: float, workers: int, seed: int, output: str | None
-) -> Json:
+    path: str, *, time_limit_s: float, workers: int, seed: int, output: str | None,
+    start: str | None = None,
+) -> Json:  # fmt: skip
     """Solves the problem at `path`; returns the solution as JSON and writes it to `output`.
+
+    Args:
+      start: a file that `output` once was, of a problem with the same nodes and choices.
 
     Raises:
       ProblemError: the file is no problem, or `output` cannot be written.
@@ -25,10 +29,11 @@ def run_solve(
     """
     began_s = time.monotonic()
     problem = load_problem(path)
+    before = None if start is None else Start(load_choices(start, problem))
     _check_writable(output)
     answer = solve(
         problem, time_limit_s=time_limit_s, workers=workers, seed=seed,
-        on_progress=_show, began_s=began_s, catch_interrupt=True,
+        on_progress=_show, began_s=began_s, catch_interrupt=True, start=before,
     )  # fmt: skip
     if sys.stderr.isatty():
         sys.stderr.write("\n")

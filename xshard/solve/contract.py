@@ -40,6 +40,14 @@ class Contraction:
         """Choices of all nodes, from those of their leaders."""
         return self.maps[self.starts + choices[self.leaders]]
 
+    def apply(self, choices: Ints) -> Ints:
+        """Choices of leaders that mean these for themselves; the first where none does."""
+        found = np.zeros_like(choices)
+        for i in np.flatnonzero(self.leaders == np.arange(len(self.leaders))).tolist():
+            open_to = self.maps[self.starts[i] : self.starts[i] + self.sizes[i]]
+            found[i] = int((open_to == choices[i]).argmax())
+        return found
+
 
 def contracted(flat: Flat) -> tuple[Flat, tuple[Contraction, ...]] | None:
     """Contracts until nothing follows; None if forbidden pairs leave no choices."""

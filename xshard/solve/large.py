@@ -20,7 +20,7 @@ from xshard.solve.contract import Contraction, contract, contracted, relevant
 from xshard.solve.dominate import undominated
 from xshard.solve.flat import Flat
 from xshard.solve.net import Net
-from xshard.solve.problem import FORBIDDEN, Infeasible, Ints, Problem, Solution
+from xshard.solve.problem import FORBIDDEN, Infeasible, Ints, Problem, Solution, Start
 from xshard.solve.ranks import ranks
 from xshard.solve.spans import peak_of_spans
 
@@ -32,6 +32,8 @@ ASCENT_SHARE = 0.15
 CYCLES = ((0.1, 1.0, False), (0.15, 1.0, True), (0.5, 1.0, False), (0.25, 0.1, False))
 """Shares of the time left after that, the heat with which each begins, and whether afresh; the last
 begins at the best answer of all workers."""
+NEAR_CYCLES = ((0.4, 0.1, False), (0.6, 0.1, False))
+"""The same where choices are given to begin with: what is near them is looked at."""
 BOUND_SHARE = 0.05
 TICK_S = 0.5
 Report = Callable[[float, str, int | None, int], None]
@@ -49,6 +51,13 @@ class _Core:
     steps: tuple[Contraction, ...]
     net: Net
     orders: Ints
+
+    def apply(self, choices: tuple[int, ...]) -> Ints:
+        """Choices of the core near choices of the problem."""
+        found = np.array(choices, np.int64)
+        for step in self.steps:
+            found = step.apply(found)
+        return found[self.free]
 
     def invert(self, choices: Ints) -> tuple[int, ...]:
         """Choices of the problem."""
@@ -131,6 +140,7 @@ def solve_spans(
     seed: int,
     report: Report,
     began_s: float | None = None,
+    start: Start | None = None,
 ) -> Solution | Infeasible:
     """Good choices within the limit, and a bound; see `xshard.solve.anneal` for how.
 
@@ -138,6 +148,7 @@ def solve_spans(
       problem: without rows and edges with usage.
       time_limit_s: counted from `began_s` (a reading of time.monotonic(); default: now). On a
         machine that does SUMS_PER_S in that time, the answer does not depend on the clock.
+      start: choices to begin with, which need not fit, and a bound.
 
     Returns:
       A Solution that `check` accepts; an interrupt (Ctrl-C) returns the best so far. Infeasible,
@@ -152,8 +163,9 @@ def solve_spans(
     anneals = [Anneal.of(core.net, core.orders, limit, seed * 1000 + k) for k in range(count)]
     ascents = [Ascent.of(core.net, rank) for rank in _orders(core, count)]
     crew = _Crew(core, anneals, ascents, began_s, time_limit_s, report, _least(core.flat))
+    crew.bound = max(crew.bound, start.bound if start else 0)
     if len(core.net.free):
-        _search(crew)
+        _search(crew, core.apply(start.choices) if start and start.choices else None)
     best = crew.best()
     best.keep()
     if not best.fits:
@@ -191,16 +203,17 @@ def _orders(core: _Core, count: int) -> list[Ints]:
     return [own, *(core.orders[k % len(core.orders)] for k in range(count - 1))]
 
 
-def _search(crew: _Crew) -> None:
+def _search(crew: _Crew, start: Ints | None) -> None:
     anneals, ascents = crew.anneals, crew.ascents
     sums = SUMS_PER_S * crew.limit_s
     _climb(crew, "pricing memory", ASCENT_SHARE)
     for anneal, ascent in zip(anneals, ascents, strict=True):
-        anneal.begin(ascent)
+        anneal.begin(ascent, start)
+    cycles = CYCLES if start is None else NEAR_CYCLES
     crew.together("fitting", lambda k: anneals[k].repair(crew.clock(1.0)))
     room = max(0.0, crew.left_s() / crew.limit_s - BOUND_SHARE)
-    for cycle, (share, heat, afresh) in enumerate(CYCLES):
-        _meet(crew, everyone=cycle == len(CYCLES) - 1)
+    for cycle, (share, heat, afresh) in enumerate(cycles):
+        _meet(crew, everyone=cycle == len(cycles) - 1)
         clock, effort = crew.clock(share * room), sums * share * (1 - ASCENT_SHARE - BOUND_SHARE)
         crew.together(
             "cooling",

@@ -40,6 +40,26 @@ def load_problem(path: str | Path) -> Problem:
     return problem_of(_read(Path(path)), str(path))
 
 
+def load_choices(path: str | Path, problem: Problem) -> tuple[int, ...]:
+    """The choices in a file that `xshard solve --out` wrote; what they cost need not be allowed.
+
+    Raises:
+      ProblemError: the file cannot be read, or is no solution of a problem with these choices.
+    """
+    found = cast(Json, _read(Path(path)))
+    choices = cast(list[int], found.get("choices") if type(found) is dict else None)
+    if type(choices) is not list or not all(type(c) is int for c in choices):
+        raise ProblemError(f"{path} holds no choices; it must be what xshard solve --out wrote")
+    if len(choices) != len(problem.nodes):
+        raise ProblemError(
+            f"{path} is of a problem with {len(choices)} nodes, this one has {len(problem.nodes)}"
+        )
+    for i, (c, node) in enumerate(zip(choices, problem.nodes, strict=True)):
+        if not 0 <= c < len(node.costs):
+            raise ProblemError(f"{path}: node {i} has no choice {c}, only {len(node.costs)}")
+    return tuple(choices)
+
+
 def save_problem(problem: Problem, path: str | Path, name: str = "") -> None:
     """Writes a problem, gzip-compressed if the name ends in .gz."""
     text = json.dumps({"problem": problem_json(problem, name)}).encode()

@@ -81,6 +81,7 @@ def solve(
 
         return solve_spans(
             problem, time_limit_s=time_limit_s, workers=workers, seed=seed, began_s=began_s,
+            start=start,
             report=lambda s, stage, best, bound: tell(Progress(s, stage, best, bound)),
         )  # fmt: skip
     problem = as_rows(problem) if len(problem.spans) else problem
