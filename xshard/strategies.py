@@ -46,6 +46,8 @@ def strategies_of(
     for factors in itertools.product(*options):
         if rule.crowded.intersection(factors) and _copies(factors, mesh) > 1:
             continue
+        if rule.shared.intersection(factors) and _sharers(rule, factors, mesh) == 1:
+            continue
         strategy = strategy_of(rule, mesh, factors, operand_ranks, result_ranks)
         if strategy is not None:
             key = (strategy.operands, strategy.results, strategy.partial, strategy.splits(mesh))
@@ -64,6 +66,15 @@ def specs_of(shape: tuple[int, ...], mesh: MeshShape) -> tuple[Spec, ...]:
 def _copies(factors: tuple[str | None, ...], mesh: MeshShape) -> int:
     """How many devices do the same."""
     return mesh.size_of(tuple(a for a, f in enumerate(factors) if f is None))
+
+
+def _sharers(rule: Rule, factors: tuple[str | None, ...], mesh: MeshShape) -> int:
+    """How many elements a device keeps along the rule's `sharers`."""
+    kept = 1
+    for factor in rule.sharers:
+        shards = mesh.size_of(tuple(a for a, f in enumerate(factors) if f == factor))
+        kept *= -(-rule.sizes[factor] // shards)
+    return kept
 
 
 def _options(rule: Rule, axis: str, axis_size: int) -> list[str | None]:

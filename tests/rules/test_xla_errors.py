@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import xshard
 from benchmarks.attractive import attractive_plan
 from tests.rules.cases import per_example_gradient
+from tests.rules.one_op import Case, find, rule_of_equation
+from xshard.spec import MeshShape
+from xshard.strategies import strategies_of
 
 
 def test_groups_of_a_convolution_whose_layout_is_permuted(mesh) -> None:
@@ -66,20 +71,40 @@ def test_groups_of_a_convolution_split_with_what_is_in_them(mesh) -> None:
     assert error > 0.1, "mended: unblock the features within groups in xshard/rules/conv.py"
 
 
-def test_rows_of_a_scatter_of_one_update(mesh) -> None:
+ONE, ROWS = jnp.array([6]), jnp.array([6, 1, 6, 1])
+WRITES: dict[str, tuple[Callable[..., jax.Array], jax.Array, P, P]] = {
+    "no index": (lambda x, i: x.at[i].set(-1.0), ONE[0], P("x"), P()),
+    "one index": (lambda x, i: x.at[i].add(-1.0), ONE, P("x"), P()),
+    "one a device": (jax.vmap(lambda r, i: r.at[i].set(-1.0)), ROWS, P("y", "x"), P("y")),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_rows_of_a_scatter_of_one_update(name: str, mesh) -> None:
     """Wrong in jax 0.10 where the rows are split over some axes, from a copy on each device."""
-    x = jnp.arange(64.0).reshape(8, 8)
-    where = mesh(2, 4)
+    write, i, of_x, of_i = WRITES[name]
+    x, where = jnp.arange(32.0).reshape(4, 8) if i.size > 1 else jnp.arange(64.0), mesh(2, 4)
 
-    def split(a: jax.Array, *spec: str | None) -> jax.Array:
-        return jax.lax.with_sharding_constraint(a, NamedSharding(where, P(*spec)))
+    def split(a: jax.Array, spec: P) -> jax.Array:
+        return jax.lax.with_sharding_constraint(a, NamedSharding(where, spec))
 
-    def write(x: jax.Array, i: jax.Array) -> jax.Array:
-        return split(split(split(x), "x").at[i].set(-1.0), "x")
+    def run(x: jax.Array, i: jax.Array) -> jax.Array:
+        return split(write(split(split(x, P()), of_x), split(i, of_i)), of_x)
 
-    right = bool((jax.jit(write)(x, jnp.int32(6)) == x.at[6].set(-1.0)).all())
+    right = bool((jax.jit(run)(x, i) == write(x, i)).all())
     mended = jax.__version_info__ >= (0, 12)
     assert right == mended, "mended: once no older jax is supported, unblock the rows"
+
+
+@pytest.mark.parametrize(("batch", "together"), [(2, True), (4, False)])
+def test_rows_are_whole_where_a_device_has_one_update(batch: int, together: bool) -> None:
+    """Four updates over two devices are two on each, over four they are one."""
+    write, args = jax.vmap(lambda r, i: r.at[i].set(-1.0)), "f32[4,8] i32[4]"
+    rule = rule_of_equation(find(Case("scatter", write, args, "a b, a 1, a -> a b")))
+    mesh = MeshShape(("x", "y"), (batch, 2))
+    found = {s.results[0] for s in strategies_of(rule, mesh, (2, 2, 1), (2,))}
+    assert {((0,), ()), ((), (0,)), ((), (0, 1))} <= found
+    assert (((0,), (1,)) in found) == together
 
 
 GATHER = """

@@ -57,6 +57,8 @@ class Rule:
         has an axis of that name and size.
       crowded: factors that may be split only where each device has a part of its own: XLA counts
         copies of a part several times.
+      shared, sharers: factors of the first may be split only where a device keeps more than one
+        element along those of the second, all together: XLA goes wrong at a single one.
     """
 
     operands: tuple[tuple[Dim, ...] | None, ...]
@@ -70,6 +72,8 @@ class Rule:
     known: bool = True
     bound: Mapping[str, str] = field(default_factory=dict[str, str])
     crowded: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+    sharers: frozenset[str] = frozenset()
 
     @property
     def together(self) -> frozenset[str]:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+from math import prod
+
 from xshard.ir.graph import Op
 from xshard.rules.build import Ins, Outs, build, names, rank, shape_of, take
 from xshard.rules.registry import RuleFn
-from xshard.rules.rule import Rule
+from xshard.rules.rule import Dim, Rule
 
 
 def scatter(how: str | None) -> RuleFn:
     """`"v d, b s 1, b s d -> v d"`: updates that are written to rows `v`, combined by `how`.
 
     Updates over `b` and `s` may be split if they combine: the result is then partial. Rows `v` may
-    be split with the updates whole: each device writes what falls in its rows. Not so for a single
-    update, `"v! d, 1, d -> v! d"`, which XLA (jax 0.10) writes to wrong rows: see
-    tests/rules/test_xla_errors.py.
+    be split with the updates whole: each device writes what falls in its rows. Not so where a
+    device has a single update, `"v! d, 1, d -> v! d"`, or `"b v, b 1, b -> b v"` with all of `b`
+    split: XLA (jax 0.10) writes to wrong rows then, see docs/xla_errors.md.
     """
 
     def rule(op: Op, ins: Ins, outs: Outs) -> Rule:
         operand, indices, updates = tokens(op, ins, how is not None)
         left = [operand, indices, updates]
-        return build(ins, outs, left, [operand], kind="gather", reduce=how or "sum")
+        made = build(ins, outs, left, [operand], kind="gather", reduce=how or "sum")
+        rows = op.params["dimension_numbers"].inserted_window_dims
+        into, where, _ = made.operands
+        written = [into[i] for i in rows] if into else []
+        return replace(made, shared=_factors(written), sharers=_factors(where))
 
     return rule
 
@@ -44,10 +52,14 @@ def tokens(op: Op, ins: Ins, combines: bool) -> tuple[list[str], list[str], list
         whole = n == shape_of(ins[0])[to]
         updates.append(operand[to] if whole else f"{next(fresh)}!")
         operand[to] += "" if whole else "!"
-    if not indices:
+    if prod(shape_of(ins[1])[:-1]) == 1:
         for axis in numbers.inserted_window_dims:
             operand[axis] += "!"
     return operand, [*indices, f"{next(fresh)}!"], updates
+
+
+def _factors(dims: Iterable[Dim] | None) -> frozenset[str]:
+    return frozenset(f for dim in dims or () for f in dim)
 
 
 TABLE = {
