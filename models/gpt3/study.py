@@ -67,6 +67,7 @@ class Row:
       compiled_bytes: peak by XLA's compiler for these devices, if it was asked; of a pipeline, all
         that the fullest device holds counted in.
       compiling_s: of the wall, for that.
+      not_compiled: why XLA did not compile it.
       error: why there is no plan.
     """
 
@@ -82,6 +83,7 @@ class Row:
     recomputed: str = ""
     compiled_bytes: int | None = None
     compiling_s: float | None = None
+    not_compiled: str | None = None
     error: str | None = None
 
     @property
@@ -130,7 +132,10 @@ def plan_row(
     if same is not None:
         return replace(row, compiled_bytes=same.compiled_bytes, compiling_s=0.0)
     began = time.perf_counter()
-    found = xshard.verify(plan).compiled_bytes
+    try:
+        found = xshard.verify(plan).compiled_bytes
+    except xshard.VerifyError as error:
+        return replace(row, not_compiled=str(error).partition("\n")[0])
     return replace(row, compiled_bytes=found, compiling_s=time.perf_counter() - began)
 
 

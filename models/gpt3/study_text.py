@@ -21,8 +21,9 @@ def cells(row: Row) -> tuple[str, ...]:
     case, old = row.case, row.published
     head = case.model, case.mode, str(case.microbatch_size)
     ours: tuple[str, ...] = (row.mesh, _number(row.step_s), _number(row.peak_bytes, 1e9),
-            _number(row.compiled_bytes, 1e9), _number(row.flops_per_s, 1e12), _share(row.mfu),
-            _share(row.hfu), row.recomputed, _share(row.gap))  # fmt: skip
+            "failed" if row.not_compiled else _number(row.compiled_bytes, 1e9),
+            _number(row.flops_per_s, 1e12), _share(row.mfu), _share(row.hfu), row.recomputed,
+            _share(row.gap))  # fmt: skip
     if row.error:
         ours = ("does not fit", *ours[1:])
     beside = (None,) * 3 if old is None else (old.measured_s, old.measured_gb, old.planning_s)

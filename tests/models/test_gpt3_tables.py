@@ -11,7 +11,7 @@ import pytest
 import xshard
 from models.gpt3 import study, tables
 from models.gpt3.study import Case, Row
-from models.gpt3.study_text import COLUMNS, memory
+from models.gpt3.study_text import COLUMNS, cells, memory
 
 TINY = "--configs tiny --cluster h100-80gb --memory-limit 1TB"
 ERROR = "no plan fits 1 MB per device; the smallest limit that works is 9 bytes"
@@ -62,6 +62,9 @@ def test_rows_are_compiled_later_and_equal_plans_once(monkeypatch: pytest.Monkey
         compiled.append(plan)
         return SimpleNamespace(compiled_bytes=10**9)
 
+    def refuse(_: object) -> None:
+        raise xshard.VerifyError("an extra is missing")
+
     monkeypatch.setattr(study, "_planned", lambda *_: None)
     monkeypatch.setattr(study, "_row", lambda case, *_: Row(case, 1.0, "8", 50.0, 2 * 10**9))
     monkeypatch.setattr(xshard, "verify", verify)
@@ -70,6 +73,9 @@ def test_rows_are_compiled_later_and_equal_plans_once(monkeypatch: pytest.Monkey
     again = study.plan_row(other, 1.0, verify=True, like=[first])
     assert len(compiled) == 1 and again.compiled_bytes == first.compiled_bytes == 10**9
     assert first.memory_error == 1.0 and first.fits
+    monkeypatch.setattr(xshard, "verify", refuse)
+    failed = study.plan_row(one, 1.0, verify=True)
+    assert failed.not_compiled == "an extra is missing" and "failed" in cells(failed)
     assert "1 of 2 rows compiled" in memory([first, Row(one, 1.0, error=ERROR)])
 
 
