@@ -20,7 +20,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,15 +76,14 @@ def _rows(
         for case in cases:
             yield _row(case, list(known.values()), options)
         return
-    with ProcessPoolExecutor(
-        options.workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
-        waiting, under_way = list(reversed(cases)), set[Future["Row"]]()
-        while waiting or under_way:
-            while waiting and len(under_way) < options.workers:
-                under_way.add(pool.submit(_row, waiting.pop(), list(known.values()), options))
-            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+
+    def apart(case: "Case") -> "Row":
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one:
+            return one.submit(_row, case, list(known.values()), options).result()
+
+    with ThreadPoolExecutor(options.workers) as pool:
+        for future in as_completed([pool.submit(apart, case) for case in cases]):
+            yield future.result()
 
 
 def _row(case: "Case", known: "list[Row]", options: argparse.Namespace) -> "Row":
