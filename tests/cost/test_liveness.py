@@ -142,3 +142,18 @@ def test_operands_wait_for_what_is_computed_again() -> None:
     [last] = [op.id for op in found.graph.ops if op.prim == "add"]
     assert found.of("dot_general") == (0, last)
     assert found.of("mul") == (-1, -2)
+
+
+def test_a_view_is_read_as_long_as_what_reads_it() -> None:
+    """So a copy that was made for a constraint lives until the last of its readers."""
+
+    def fun(x: Any, y: Any) -> Any:
+        seen = x.T
+        z = jnp.tanh(y @ y)
+        return seen @ z
+
+    graph, times = live(fun, (array(4, 4), array(4, 4)))
+    ops = {op.prim: op for op in graph.ops}
+    view = ops["transpose"].outputs[0]
+    last = max(op.id for op in graph.ops if view in op.inputs)
+    assert times.read_until[graph.inputs[0]] == times.read_until[view] == last

@@ -50,3 +50,24 @@ def test_a_shared_table_gets_its_gradient_at_the_end() -> None:
     cotangent = kept.buffer[graph.ops[head].inputs[0] or 0]
     soon, then = (liveness(graph, kept, {}, x).last[cotangent] for x in ({}, found))
     assert soon < added == then
+
+
+def test_recomputation_ends_the_wait_of_a_shared_table() -> None:
+    """The head's part runs by the end of the next layer's backward pass."""
+    layer = jax.checkpoint(lambda w, x: jnp.tanh(jnp.sin(x @ w)))
+
+    def step(params: Any, tokens: Any) -> Any:
+        def loss(params: Any) -> Any:
+            x = params["table"][tokens]
+            for w in params["layers"]:
+                x = layer(w, x)
+            return jnp.sum(x @ params["table"].T) ** 2
+
+        return jax.tree.map(jnp.subtract, params, jax.grad(loss)(params))
+
+    params = {"table": array(32, 8), "layers": [array(8, 8) for _ in range(LAYERS)]}
+    graph, found = late(step, params, array(4, dtype=jnp.int32))
+    [(head, later)] = found.items()
+    again = [op.id for op in graph.ops if op.recomputed]
+    starts = [i for i in again if i - 1 not in again]
+    assert len(starts) == LAYERS and head < starts[0] < later == starts[1] - 1

@@ -22,11 +22,28 @@ _LOOP_OPERANDS = frozenset({"scan_const", "scan_x", "carry_in"})
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """Intervals of buffers: `first[v] <= t <= last[v]`; -1, -2 for a value without a buffer."""
+    """Intervals of buffers: `first[v] <= t <= last[v]`; -1, -2 for a value without a buffer.
+
+    Attributes:
+      late: op -> the later op with which it runs.
+      read_until: for each value, the last moment at which it or a view of it is read.
+      buffer: for each value, the value whose buffer it is.
+    """
 
     first: NDArray[np.int64]
     last: NDArray[np.int64]
     num_times: int
+    late: Mapping[int, int]
+    read_until: tuple[int, ...]
+    buffer: tuple[int, ...]
+
+    def time(self, op: int) -> int:
+        """When an op runs."""
+        return self.late.get(op, op)
+
+    def is_view(self, value: int, other: int) -> bool:
+        """Whether both are one buffer."""
+        return self.buffer[value] == self.buffer[other]
 
 
 def liveness(
@@ -57,7 +74,18 @@ def liveness(
     _alias(storage, aliased, first, last)
     gone = ~np.array(storage.stored, dtype=bool)
     first[gone], last[gone] = -1, -2
-    return Liveness(first, last, end + 1)
+    return Liveness(first, last, end + 1, late, _last_reads(graph, storage, late), storage.buffer)
+
+
+def _last_reads(graph: Graph, storage: Storage, late: Mapping[int, int]) -> tuple[int, ...]:
+    found = [-1] * len(graph.values)
+    for op in reversed(graph.ops):
+        views = {storage.buffer[v]: found[v] for v in op.outputs}
+        for v in op.inputs:
+            if v is not None:
+                through = views.get(storage.buffer[v], -1)
+                found[v] = max(found[v], through, late.get(op.id, op.id))
+    return tuple(found)
 
 
 def _write(

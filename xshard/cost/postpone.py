@@ -8,7 +8,11 @@ In compiled programs (GPT-3 on H100s, `python -m benchmarks.accuracy_memory`),
 - one that is added to another gradient of the same weights runs where they are added: that of a
   head whose table is shared with the embedding at the end of the backward pass.
 
-Their operands live until then. Loops are left as they are.
+Where layers are computed again, the barriers before that hold back what comes after: a layer's
+weight gradients run at the end of its own backward pass at the latest, and that of the shared table
+by the end of the next layer's (in compiled programs between its recomputation and the end of all).
+
+Their operands live until then. Loops, and what a `jax.checkpoint` holds, are left as they are.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ def postponed(graph: Graph, classes: Classes, rules: Sequence[Rule]) -> dict[int
     Args:
       rules: one for each op class.
     """
-    needed = _needed(graph)
+    needed, ends = _needed(graph), _ends_of_layers(graph)
 
     def reader(values: Sequence[int]) -> Op | None:
         """The first op of the backward pass that reads them."""
@@ -44,13 +48,27 @@ def postponed(graph: Graph, classes: Classes, rules: Sequence[Rule]) -> dict[int
             continue
         adds = reader(op.outputs)
         if adds is None:
-            later = _next_member(op, classes)
+            later = _first_after(op.id, ends) if ends else _next_member(op, classes)
+        elif adds.prim == "add_any" and reader(adds.outputs) is None:
+            later = _first_after(_first_after(op.id, ends), ends) if ends else adds.id
         else:
-            summed = adds.prim == "add_any" and reader(adds.outputs) is None
-            later = adds.id if summed else None
+            continue
         if later is not None:
             found[op.id] = later
     return found
+
+
+def _ends_of_layers(graph: Graph) -> list[int]:
+    """The last ops before each run of recomputed ones, and of the backward pass."""
+    again = [op.id for op in graph.ops if op.recomputed]
+    if not again:
+        return []
+    last = max(op.id for op in graph.ops if op.phase == "bwd")
+    return [i - 1 for i in again if not graph.ops[i - 1].recomputed] + [last]
+
+
+def _first_after(op: int | None, ends: Sequence[int]) -> int | None:
+    return next((end for end in ends if op is not None and end > op), None)
 
 
 def _next_member(op: Op, classes: Classes) -> int | None:

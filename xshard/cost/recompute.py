@@ -7,6 +7,9 @@ without a buffer, one is kept if several ops read it and either
 - it is costly: its chain holds an op that the device's table names (`Device.keeps`), or
 - what it would be computed from is larger than the value itself.
 
+A value whose sources are several times larger is kept even where it is read in its own phase only:
+a gradient of the residual stream would be computed from all the layers behind.
+
 Random numbers are kept where they meet other data even if only one op reads them, for they are not
 fused into it. Dropout masks, made of a key alone, are made at the start of the forward pass for all
 layers together. So are on one device narrow copies of weights, and zeros that others are added to;
@@ -27,6 +30,8 @@ from xshard.rules.rule import Rule
 FUSED = ("elementwise", "view")
 _SMALL_BYTES = 1 << 10
 """Sources of so few bytes are keys and scalars."""
+_MANY_TIMES = 4
+"""What takes so many times its bytes to read again is kept within a phase, too."""
 _MOST_SOURCES = 16
 """A value of more sources than this counts as larger to read than to keep."""
 
@@ -73,6 +78,8 @@ def keep_sources(
                 early.add(v)
             if not stored[v] and readers[v] > 1 and later[v] - {op.phase}:
                 stored[v] = inside or _nbytes(graph, mine) > graph.values[v].nbytes
+            if not stored[v] and readers[v] > 1:
+                stored[v] = _nbytes(graph, mine) > _MANY_TIMES * graph.values[v].nbytes
     return frozenset(early)
 
 

@@ -47,7 +47,8 @@ def callee(eqn: JaxprEqn) -> tuple[Any, Sequence[int]] | None:
     return None
 
 
-_NOT_SCOPES = frozenset({"rematted_computation", "checkpoint"})
+_RECOMPUTED = "rematted_computation"
+_NOT_SCOPES = frozenset({_RECOMPUTED, "checkpoint"})
 
 
 class Meta(NamedTuple):
@@ -56,9 +57,10 @@ class Meta(NamedTuple):
     scope: str
     backward: bool
     forward: bool
+    recomputed: bool
 
 
-_NO_META = Meta("", backward=False, forward=False)
+_NO_META = Meta("", backward=False, forward=False, recomputed=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +252,7 @@ def _extend(outer: Meta, name_stack: Any) -> Meta:
         scope="/".join([outer.scope, *names] if outer.scope else names),
         backward=outer.backward or "transpose" in transforms,
         forward=outer.forward or "jvp" in transforms,
+        recomputed=outer.recomputed or _RECOMPUTED in scopes,
     )
 
 

@@ -78,6 +78,7 @@ class Op:
       source: "file.py:123 (function)" of the user's frame, or "".
       repeat: how often it runs in one step (product of scan lengths).
       address: where the equation stands in the jaxpr.
+      recomputed: the backward pass runs it again (`jax.checkpoint`, and layers chosen by xshard).
     """
 
     id: int
@@ -90,6 +91,7 @@ class Op:
     source: str = ""
     repeat: int = 1
     address: Address = ()
+    recomputed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ def _op(n: int, raw: RawOp, ids: dict[int | None, int | None], phase: str) -> Op
     return Op(
         n, raw.prim, tuple([ids[v] for v in raw.inputs]), tuple(_renumber(raw.outputs, ids)),
         raw.params, phase, raw.meta.scope, raw.source, raw.repeat, raw.address,
+        raw.meta.recomputed,
     )  # fmt: skip
 
 

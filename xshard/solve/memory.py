@@ -104,9 +104,9 @@ def add_memory(
         (int(nodes[v]), int(live.first[v]), int(live.last[v]), _weight(d, v, device), v)
         for v in here.tolist()
     ]
-    kept += _copies(d, _add_copy_usage(d, smallest_bytes))
+    kept += _copies(d, live, _add_copy_usage(d, smallest_bytes))
     kept += _unfinished(
-        d, _add_sum_usage(d, smallest_bytes, 1 if device.fused_reduce_scatter else 2)
+        d, live, _add_sum_usage(d, smallest_bytes, 1 if device.fused_reduce_scatter else 2)
     )
     columns = np.array(kept, dtype=np.int64).reshape(-1, 5).T
     return Timeline(*columns, num_times=live.num_times)
@@ -191,12 +191,15 @@ def _add_sum_usage(d: Draft, smallest_bytes: int, scatter_buffers: int) -> Itera
         yield e
 
 
-def _unfinished(d: Draft, edge_ids: Iterable[int]) -> list[tuple[int, int, int, int, int]]:
+def _unfinished(
+    d: Draft, live: Liveness, edge_ids: Iterable[int]
+) -> list[tuple[int, int, int, int, int]]:
     """(~edge, first op, last op, value) of each result before it is finished: while its op runs."""
     found: list[tuple[int, int, int, int, int]] = []
     for e in edge_ids:
         c, k = d.sum_edges[e]
-        found += [(~e, m, m, 1, d.graph.ops[m].outputs[k]) for m in d.classes.members[c]]
+        made = {d.graph.ops[m].outputs[k]: live.time(m) for m in d.classes.members[c]}
+        found += [(~e, t, t, 1, v) for v, t in made.items()]
     return found
 
 
@@ -209,8 +212,13 @@ def _target_specs(d: Draft, e: int, vc: int) -> list[Spec]:
     return [s.operands[use.k] for s in d.strategies[use.op]]
 
 
-def _copies(d: Draft, edge_ids: Iterable[int]) -> list[tuple[int, int, int, int, int]]:
-    """(~edge, first op, last op, value) of each copy: as long as its readers need it."""
+def _copies(
+    d: Draft, live: Liveness, edge_ids: Iterable[int]
+) -> list[tuple[int, int, int, int, int]]:
+    """(~edge, first op, last op, value) of each copy: as long as its readers need it.
+
+    What reads it may be a view, such as the constraint that asks for it: then its readers, too.
+    """
     by_use: dict[tuple[int, int, int], int] = {}
     by_copy: dict[tuple[int, str], int] = {}
     for e in edge_ids:
@@ -227,8 +235,11 @@ def _copies(d: Draft, edge_ids: Iterable[int]) -> list[tuple[int, int, int, int,
                 continue
             copy = by_copy.get((value_class[v], op.phase))
             if copy is not None:
-                spans[copy, v, -1] = spans.get((copy, v, -1), (op.id, 0))[0], op.id
+                first, last = spans.get((copy, v, -1), (op.id, 0))
+                spans[copy, v, -1] = first, max(last, live.time(op.id))
             direct = by_use.get((value_class[v], op_class[op.id], k))
             if direct is not None:
-                spans[direct, v, op.id] = op.id, op.id
+                views = [w for w in op.outputs if live.is_view(w, v)]
+                until = max(live.time(op.id), *(live.read_until[w] for w in views), -1)
+                spans[direct, v, op.id] = live.time(op.id), until
     return [(~e, first, last, 1, v) for (e, v, _), (first, last) in spans.items()]
