@@ -91,6 +91,18 @@ class ShardedStep:
 
         return _AsCalled(lowered, row, current.returned)  # type: ignore[return-value]
 
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """As `jax.jit(fun).eval_shape`: the shapes and types of the result; nothing is planned."""
+        call = self._arguments.call(args, kwargs)
+        return jax.jit(call.on_row(self._fun), static_argnums=tuple(call.static)).eval_shape(
+            *call.row
+        )
+
+    def clear_cache(self) -> None:
+        """As `jax.jit(fun).clear_cache`: forgets all plans and compiled programs."""
+        self._made.clear()
+        self._current, self._direct = None, False
+
     def init(self, init_fn: Callable[..., Any], *args: Any) -> Any:
         """The state that `init_fn` makes, created in its planned sharding, never on one device.
 

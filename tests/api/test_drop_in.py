@@ -346,3 +346,19 @@ def test_derivatives_are_those_that_the_function_states(mesh: Meshes) -> None:
     expected = jax.grad(fun)(*args)
     assert_close(jax.grad(step)(*args), expected)
     assert_close(jax.grad(jax.jit(step))(*args), expected)
+
+
+def test_eval_shape_plans_nothing_and_clear_cache_forgets(mesh: Meshes) -> None:
+    def fun(x: Any, how: str, *, scale: float) -> Any:
+        return {"y": (x @ x) * scale if how == "up" else x}
+
+    step = sharded(fun, mesh, static_argnames="how")
+    shape = jax.eval_shape(functools.partial(fun, how="up"), X, scale=2.0)
+    assert step.eval_shape(X, "up", scale=2.0) == shape
+    with pytest.raises(xshard.PlanError, match="nothing is planned yet"):
+        _ = step.plan
+    expected = step(X, "up", scale=2.0)
+    step.clear_cache()
+    with pytest.raises(xshard.PlanError, match="nothing is planned yet"):
+        _ = step.plan
+    assert_close(step(X, "up", scale=2.0), expected)
