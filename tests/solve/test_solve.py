@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import replace
 from typing import Any
@@ -165,9 +166,13 @@ def test_an_interrupt_reaches_cp_sat(step, monkeypatch):
     original = solver_type.solve
 
     def solve_interrupted(solver, built):
-        signal.raise_signal(signal.SIGINT)  # the main thread sees it while it waits
+        os.kill(os.getpid(), signal.SIGINT)  # the main thread sees it while it waits
         return original(solver, built)
 
     monkeypatch.setattr(solver_type, "solve", solve_interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        solve(problem)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has none
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            solve(problem)
+    finally:
+        signal.signal(signal.SIGINT, before)
