@@ -249,7 +249,7 @@ def run(plan: Any, rows: int) -> dict[str, Any]:
 def cases(args: argparse.Namespace) -> Iterator[tuple[Mapping[str, Any], Any]]:
     """(case, its plan; None where there is none)."""
     from models.gpt3.config import CONFIGS
-    from models.gpt3.study import Case, _planned
+    from models.gpt3.study import Case, planned
     from models.gpt3.tables import LIMITS
     from xshard import InfeasibleError
     from xshard.mpmd.plan_file import load_any
@@ -262,7 +262,7 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[Mapping[str, Any], Any]]:
         if not path.exists():
             case = Case(model, mode, rows, "v100-sxm2-32gb", LIMITS.get(rows, "30GB"))
             try:
-                _planned(case, args.time_limit).save(path)
+                planned(case, args.time_limit).save(path)
             except InfeasibleError:
                 yield {"model": model, "mode": mode, "sequences": rows}, None
                 continue

@@ -121,7 +121,7 @@ def plan_row(
     """
     began = time.perf_counter()
     try:
-        plan = _planned(case, time_limit)
+        plan = planned(case, time_limit)
     except xshard.InfeasibleError as error:
         reason = str(error).partition("\n")[0]
         return Row(case, time.perf_counter() - began, error=reason)
@@ -139,7 +139,15 @@ def plan_row(
     return replace(row, compiled_bytes=found, compiling_s=time.perf_counter() - began)
 
 
-def _planned(case: Case, time_limit: float) -> xshard.Plan | xshard.PipelinePlan:
+def planned(case: Case, time_limit: float) -> xshard.Plan | xshard.PipelinePlan:
+    """The fastest plan of a case.
+
+    Args:
+      time_limit: seconds, of one solve.
+
+    Raises:
+      InfeasibleError: nothing fits.
+    """
     config = case.config
     options: dict[str, Any] = {
         "cluster": case.place(), "memory_limit": case.memory_limit, "time_limit": time_limit,

@@ -65,7 +65,7 @@ def test_rows_are_compiled_later_and_equal_plans_once(monkeypatch: pytest.Monkey
     def refuse(_: object) -> None:
         raise xshard.VerifyError("an extra is missing")
 
-    monkeypatch.setattr(study, "_planned", lambda *_: None)
+    monkeypatch.setattr(study, "planned", lambda *_: None)
     monkeypatch.setattr(study, "_row", lambda case, *_: Row(case, 1.0, "8", 50.0, 2 * 10**9))
     monkeypatch.setattr(xshard, "verify", verify)
     one, other = (Case("tiny", mode, 8, "h100-80gb", "3GB") for mode in ("tensor", "pipeline"))
