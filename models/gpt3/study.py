@@ -24,6 +24,7 @@ import xshard
 from models.gpt3.config import CONFIGS, GPT3Config
 from models.gpt3.published import PublishedRow, published
 from models.gpt3.step import batch_avals, make_train_step, state_avals
+from xshard.mpmd.plan_file import load_any
 from xshard.place import read_bytes
 
 MODES = ("tensor", "pipeline")
@@ -46,6 +47,12 @@ class Case:
     def config(self) -> GPT3Config:
         """Its configuration."""
         return CONFIGS[self.model]
+
+    @property
+    def file_name(self) -> str:
+        """Of its plan."""
+        parts = self.model, self.mode, self.microbatch_size, self.cluster, self.memory_limit
+        return "-".join(map(str, parts)) + ".json"
 
     def place(self) -> xshard.Cluster:
         """So many devices of the kind as the published run had."""
@@ -112,29 +119,48 @@ class Row:
 
 
 def plan_row(
-    case: Case, time_limit: float, *, verify: bool = False, like: Iterable[Row] = ()
+    case: Case,
+    time_limit: float,
+    *,
+    verify: bool = False,
+    like: Iterable[Row] = (),
+    plans: Path | None = None,
 ) -> Row:
     """Plans a case; with `verify` XLA compiles it too, which takes minutes.
 
     Args:
-      like: rows that were compiled: that of the same plan is not compiled again.
+      like: rows that are there: the case's own is not planned again if `plans` has its plan, and
+        what was compiled of an equal plan not compiled again.
+      plans: folder of the plans, one file of JSON for each.
     """
-    began = time.perf_counter()
-    try:
-        plan = planned(case, time_limit)
-    except xshard.InfeasibleError as error:
-        reason = str(error).partition("\n")[0]
-        return Row(case, time.perf_counter() - began, error=reason)
-    row = _row(case, plan, time.perf_counter() - began)
-    if not verify:
-        return row
+    known, began = list(like), time.perf_counter()
+    row, file = next((r for r in known if r.case == case), None), plans and plans / case.file_name
+    plan, step = None, ()
+    if row is not None and file and file.exists():
+        plan, step = load_any(file), _step(case.config)
+    else:
+        try:
+            plan = planned(case, time_limit)
+        except xshard.InfeasibleError as error:
+            reason = str(error).partition("\n")[0]
+            return Row(case, time.perf_counter() - began, error=reason)
+        row = _row(case, plan, time.perf_counter() - began)
+        if file:
+            plan.save(file)
+    return _compiled(row, plan, step, known) if verify else row
+
+
+def _compiled(
+    row: Row, plan: xshard.Plan | xshard.PipelinePlan, step: tuple[Any, ...], like: list[Row]
+) -> Row:
+    """The row with what XLA says of its plan; a plan from a file needs the step."""
     same = next((r for r in like if r.compiled_bytes and r.plan == row.plan), None)
     if same is not None:
         return replace(row, compiled_bytes=same.compiled_bytes, compiling_s=0.0)
     began = time.perf_counter()
     try:
-        found = xshard.verify(plan).compiled_bytes
-    except xshard.VerifyError as error:
+        found = xshard.verify(plan, *step).compiled_bytes
+    except (xshard.VerifyError, xshard.PlanError) as error:
         return replace(row, not_compiled=str(error).partition("\n")[0])
     return replace(row, compiled_bytes=found, compiling_s=time.perf_counter() - began)
 
@@ -153,10 +179,14 @@ def planned(case: Case, time_limit: float) -> xshard.Plan | xshard.PipelinePlan:
         "cluster": case.place(), "memory_limit": case.memory_limit, "time_limit": time_limit,
         "microbatches": config.batch // case.microbatch_size, "remat": "auto",
     }  # fmt: skip
-    step = make_train_step(config).train, state_avals(config), batch_avals(config)
     if case.mode == "pipeline":
-        return xshard.plan_pipeline(*step, **options)
-    return xshard.plan(*step, **options, plan_cache=False)
+        return xshard.plan_pipeline(*_step(config), **options)
+    return xshard.plan(*_step(config), **options, plan_cache=False)
+
+
+def _step(config: GPT3Config) -> tuple[Any, ...]:
+    """The train step and the shapes that it takes."""
+    return make_train_step(config).train, state_avals(config), batch_avals(config)
 
 
 def _row(case: Case, plan: xshard.Plan | xshard.PipelinePlan, planning_s: float) -> Row:

@@ -3,15 +3,16 @@
     python -m models.gpt3.tables [--configs 350M,39B] [--modes tensor,pipeline]
         [--microbatch-sizes 1,2,4,8,16,32] [--memory-limit published] [--cluster v100-sxm2-32gb]
         [--json rows.jsonl --resume] [--format markdown|csv|html] [--output FILE] [--verify]
-        [--workers 2]
+        [--plans FOLDER] [--workers 2]
 
 No GPU is needed. A configuration is planned for the number of devices of its published run, eight
 a host, and for the best mesh of one and two axes; in the mode pipeline also in stages, if that is
 faster. The published memory limits are 30 GB, and 25 GB for 16 and 32 sequences. With `--json` each
 row is appended to a file as soon as it is there, and with `--resume` those that stand there are not
-planned again, unless they are to be compiled and were not. With `--verify` XLA compiles every plan
-for its devices (the extra `aot-cuda`), all stages of those in stages: 5 s of processor time and 2 s
-for each layer that is unlike others. The formulas of TFLOP/s and MFU are in `models/gpt3/study.py`.
+planned again. With `--verify` XLA compiles every plan for its devices (the extra `aot-cuda`), all
+stages of those in stages: 5 s of processor time and 2 s for each layer that is unlike others. Rows
+can be planned first and compiled later: `--plans` keeps their plans, as files that `xshard show`
+and `xshard report` read too. The formulas of TFLOP/s and MFU are in `models/gpt3/study.py`.
 """
 
 import argparse
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     known = read(options.json) if options.json and options.resume else {}
     cases = list(_cases(options))
+    if options.plans:
+        options.plans.mkdir(parents=True, exist_ok=True)
     for row in _rows([c for c in cases if not _is_done(known.get(c), options)], known, options):
         known[row.case] = row
         if options.json:
@@ -91,7 +94,7 @@ def _row(case: "Case", known: "list[Row]", options: argparse.Namespace) -> "Row"
 
     from models.gpt3.study import plan_row
 
-    row = plan_row(case, options.time_limit, verify=options.verify, like=known)
+    row = plan_row(case, options.time_limit, verify=options.verify, like=known, plans=options.plans)
     clear_caches()
     return row
 
@@ -121,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--time-limit", type=float, default=20.0, help="of one solve, in seconds")
     add("--json", type=Path, metavar="ROWS.jsonl", help="append each row there")
     add("--resume", action="store_true", help="do not plan again what stands in --json")
+    add("--plans", type=Path, metavar="FOLDER", help="keep each plan there, to compile it later")
     add("--format", choices=FORMATS, default="markdown", help="default: markdown")
     add("--output", type=Path, help="default: standard output")
     add("--workers", type=int, default=1, help="rows at the same time; default: 1")

@@ -29,16 +29,32 @@ def stand_in(case: Case, *_: object, **__: object) -> Row:
     return Row(case, 1.0, "8", 50.0, 10**9, 0.0) if fits else Row(case, 1.0, error=ERROR)
 
 
-def test_a_case_is_planned(tmp_path: Path):
-    [row] = csv.DictReader(run(f"{TINY} --microbatch-sizes 12 --format csv", tmp_path).splitlines())
+def test_a_case_is_planned_in_a_process_of_its_own(tmp_path: Path):
+    line = f"{TINY} --microbatch-sizes 12 --format csv --workers 2"
+    [row] = csv.DictReader(run(line, tmp_path).splitlines())
     assert row["model"] == "tiny" and row["sequences"] == "12"
     assert float(row["step s"]) >= 0 and float(row["TFLOP/s"]) > 0 and row["gap"] == "0.0%"
 
 
-def test_stages_are_planned(tmp_path: Path):
-    line = "--configs tiny --modes pipeline --memory-limit 1TB --microbatch-sizes 24 --format csv"
+def test_stages_are_planned_and_compiled_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The plan that was kept is compiled, for the step that it was made for; none is made anew."""
+    files = f"--plans {tmp_path / 'plans'} --json {tmp_path / 'rows.jsonl'} --resume --format csv"
+    line = f"--configs tiny --modes pipeline --memory-limit 1TB --microbatch-sizes 24 {files}"
     [row] = csv.DictReader(run(line, tmp_path).splitlines())
     assert row["mode"] == "pipeline" and float(row["step s"]) >= 0 and row["recomputed"]
+    compiled: list[tuple[object, ...]] = []
+
+    def verify(*given: object) -> SimpleNamespace:
+        compiled.append(given)
+        return SimpleNamespace(compiled_bytes=10**9)
+
+    monkeypatch.setattr(xshard, "verify", verify)
+    monkeypatch.setattr(study, "planned", None)
+    [later] = csv.DictReader(run(f"{line} --verify", tmp_path).splitlines())
+    assert later == row | {"XLA GB": "1.00"}
+    [(plan, function, *shapes)] = compiled
+    assert isinstance(plan, xshard.Plan | xshard.PipelinePlan) and plan.objective_ns > 0
+    assert callable(function) and len(shapes) == 2
 
 
 def test_rows_are_planned_once_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
