@@ -35,19 +35,21 @@ class Asked:
 
     def requests(self, traced: Traced, call: Call) -> list[Request]:
         """What to plan for a traced call, one for each mesh."""
-        return [self._request(traced, call, shape) for shape in self.shapes]
-
-    def _request(self, traced: Traced, call: Call, shape: MeshShape) -> Request:
-        pins = asked_pins(traced, call, shape, self.in_specs, self.out_specs)
-        return Request(
-            traced, shape, self.cluster,
-            pins=pins.values,
-            results=pins.results,
-            ties=_kept_ties(traced, pins),
-            donated=donated_values(traced, call),
-            memory_limit=self.memory_limit,
-            time_limit_s=self.time_limit_s,
-        )  # fmt: skip
+        ties, donated = ties_of(traced), donated_values(traced, call)
+        found: list[Request] = []
+        for shape in self.shapes:
+            pins = asked_pins(traced, call, shape, self.in_specs, self.out_specs)
+            request = Request(
+                traced, shape, self.cluster,
+                pins=pins.values,
+                results=pins.results,
+                ties=_kept_ties(traced, ties, pins),
+                donated=donated,
+                memory_limit=self.memory_limit,
+                time_limit_s=self.time_limit_s,
+            )  # fmt: skip
+            found.append(request)
+        return found
 
 
 def asked_pins(traced: Traced, call: Call, shape: MeshShape, ins: Any, outs: Any) -> Pins:
@@ -57,11 +59,10 @@ def asked_pins(traced: Traced, call: Call, shape: MeshShape, ins: Any, outs: Any
     return pins_of(traced, shape, ins, outs)
 
 
-def _kept_ties(traced: Traced, pins: Pins) -> dict[int, int]:
+def _kept_ties(traced: Traced, ties: dict[int, int], pins: Pins) -> dict[int, int]:
     """Ties, but for results that the user wants otherwise than the argument."""
     outputs = traced.graph.outputs
     fixed = [*((outputs[i], pin) for i, pin in pins.results.items()), *pins.values.items()]
-    ties = ties_of(traced)
     other = {v for v, pin in fixed if v in ties and pin != pins.values.get(ties[v])}
     return {v: argument for v, argument in ties.items() if v not in other}
 

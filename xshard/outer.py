@@ -1,8 +1,9 @@
 """The search over ways to run a step: numbers of microbatches, and of recomputed layers.
 
 Without a memory limit, one piece and nothing recomputed is fastest: more only adds work. Under one,
-a number of microbatches is guessed from the least peak of the step in one piece. Where it is
-quickly proven that nothing fits (`planning.hopeless`), the next number is the first at which the
+a number of microbatches is guessed from the least peak of the step in one piece, which is not
+modelled where even an equal share of all that is live exceeds the limit (`xshard.hopeless`). Where
+it is quickly proven that nothing fits, the next number is the first at which the
 part of the peak that a microbatch makes would be small enough. Two plans are looked at for a
 number: with as many layers recomputed as let the fastest specs fit (by interpolation between the
 peaks of none and of all), and with none, which must squeeze its specs under the limit; with all
@@ -25,20 +26,20 @@ from math import ceil
 from typing import NoReturn
 
 from xshard.errors import InfeasibleError, MicrobatchError
+from xshard.hopeless import Hopeless, hopeless, nothing_fits
 from xshard.microbatching import Candidates, Way, numbers
 from xshard.plan.plan import Plan
 from xshard.plan.records import Trial
 from xshard.planning import (
     Hints,
-    Hopeless,
     Relaxed,
     Unfit,
     described,
     fitting,
-    hopeless,
     make_plan,
     planned,
     relaxed,
+    unlimited,
 )
 from xshard.prepare import Modelled, Prepared
 from xshard.recall import Models
@@ -56,8 +57,8 @@ MOST_SPARED = 0.8
 it is recomputed, and what is outside of layers, is left."""
 FREE_S = 2.0
 """Time limit of a solve that only says how fast a way could be."""
-FAR_ABOVE = 1.3
-"""Layers are not kept where that would hold so many times the limit."""
+FAR_ABOVE = 2.0
+"""No layer is kept where keeping all would hold so many times the limit: few could be."""
 
 
 @dataclass(slots=True)
@@ -82,29 +83,44 @@ class Outer:
         """
         c = self.candidates
         way, is_open = c.stated(), "auto" in (c.microbatches, c.remat)
-        prepared = c.with_lanes(way, None if is_open else limit)
-        made, whole = planned(_under(prepared, None if is_open else limit), models=self.models)
-        if not is_open or limit is None or whole.peak_bytes <= limit:
+        if not is_open or limit is None:
+            prepared = c.with_lanes(way, limit)
+            _, whole = planned(_under(prepared, limit), models=self.models)
             return self._finished(replace(whole, memory_limit=limit), ())
+        kept = self._kept(way, limit)
+        if isinstance(kept, Plan):
+            return self._finished(replace(kept, memory_limit=limit), ())
         try:
             found = numbers(c.batch()) if c.microbatches == "auto" else (way.microbatches,)
         except MicrobatchError as error:
-            return self._in_one_piece(made, whole, limit, error)
-        return self._searched(made, whole, limit, found)
+            return self._in_one_piece(kept, limit, error)
+        return self._searched(kept, limit, found)
 
-    def _in_one_piece(self, made: Modelled, whole: Plan, limit: int, why: MicrobatchError) -> Plan:
+    def _kept(self, way: Way, limit: int) -> Plan | _Kept:
+        """The best plan with all layers kept if it fits, or else what that holds."""
+        c = self.candidates
+        least = nothing_fits(c.prepared(way)[0], limit)
+        if least is not None:
+            return _Kept(way, least, proven=True)
+        made, whole = planned(_under(c.with_lanes(way), None), models=self.models)
+        if whole.peak_bytes <= limit:
+            return whole
+        least = hopeless(made, limit)
+        state = sum(a.local_bytes for a in whole.arguments)
+        about = Hopeless(state // whole.mesh.num_devices, whole.peak_bytes - state)
+        return _Kept(way, least or about, least is not None, whole.objective_ns)
+
+    def _in_one_piece(self, kept: _Kept, limit: int, why: MicrobatchError) -> Plan:
         try:
-            plan = self._searched(made, whole, limit, (1,))
+            plan = self._searched(kept, limit, (1,))
         except InfeasibleError as error:
             text = f"{error}\nMicrobatches do not help: {why}"
             raise InfeasibleError(text, error.smallest_limit_bytes) from None
         return replace(plan, notes=(*plan.notes, f"not in microbatches: {why}"))
 
-    def _searched(self, made: Modelled, whole: Plan, limit: int, found: tuple[int, ...]) -> Plan:
-        search = _Search(
-            self.candidates, limit, found, self.models, hopeless(made, limit), whole.objective_ns
-        )  # fmt: skip
-        plan = search.run(self.before or search.guess(whole))
+    def _searched(self, kept: _Kept, limit: int, found: tuple[int, ...]) -> Plan:
+        search = _Search(self.candidates, limit, found, self.models, kept)
+        plan = search.run(self.before or search.guess())
         self.before = plan.microbatches
         trials = search.trials if len(search.trials) > 1 else []
         return self._finished(plan, tuple(sorted(trials, key=_order)))
@@ -112,6 +128,26 @@ class Outer:
     def _finished(self, plan: Plan, trials: tuple[Trial, ...]) -> Plan:
         dims = () if plan.microbatches == 1 else self.candidates.dims()
         return replace(plan, batch_dims=dims, trials=trials)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The step as it is stated, with all layers kept, where that exceeds the limit.
+
+    Attributes:
+      least: what is held.
+      proven: whether no specs hold less; otherwise the fastest ones hold so much, about.
+      time_ns: without a limit; None: not known.
+    """
+
+    way: Way
+    least: Hopeless
+    proven: bool
+    time_ns: int | None = None
+
+    def at(self, microbatches: int) -> float:
+        """About what is held in another number of microbatches."""
+        return self.least.at(microbatches, self.way.microbatches)
 
 
 def _order(trial: Trial) -> tuple[int, tuple[int, ...]]:
@@ -127,10 +163,9 @@ class _Search:
     """Walks over numbers of microbatches, upwards until one fits, then to where it is fastest.
 
     Attributes:
-      kept: the least peak of the step in one piece with all layers kept, if that does not fit.
-      whole_ns: what it takes in one piece without a limit.
+      kept: the step as it is stated, which does not fit.
       free_ns: what the best way takes on its mesh without a limit.
-      least: the number that could fit by the least peak of the step in one piece.
+      least: the number that could fit by the least peak of the step as it is stated.
       nearest: the least peak of the numbers in which nothing fits.
       meshes: those that were not beaten in the first number in which something fits.
       hints: choices of ways that differ in numbers only.
@@ -140,8 +175,7 @@ class _Search:
     limit: int
     numbers: tuple[int, ...]
     models: Models
-    kept: Hopeless | None = None
-    whole_ns: int = 0
+    kept: _Kept
     trials: list[Trial] = field(default_factory=list)
     best: tuple[Modelled, Solution] | None = None
     free_ns: int = 0
@@ -157,6 +191,8 @@ class _Search:
     def run(self, first: int) -> Plan:
         """The plan of the fastest way that was looked at."""
         i = self.numbers.index(first)
+        if self.kept.proven:
+            self._note(self.kept.way)
         while not self._look(i):
             i = self._next(i)
             if i == len(self.numbers):
@@ -168,28 +204,22 @@ class _Search:
         chosen, solution = self.best
         return described(chosen, solution)
 
-    def guess(self, whole: Plan) -> int:
-        """The least number that could fit: of the least peak, or else of arguments that are split
-        over all devices and the rest, a part in each microbatch.
-        """
-        state = sum(a.local_bytes for a in whole.arguments)
-        least, rest = state // whole.mesh.num_devices, whole.peak_bytes - state
-        if self.kept is not None:
-            least, rest = self.kept.fixed_bytes, self.kept.rows_bytes
-        rest *= 1 - self._spared(whole)
-        fitting = [n for n in self.numbers if least + rest / n <= self.limit]
+    def guess(self) -> int:
+        """The least number that could fit, by what is held with all layers kept."""
+        least, of = self.kept.least, self.kept.way.microbatches
+        spared = replace(least, rows_bytes=int(least.rows_bytes * (1 - self._spared())))
+        fitting = [n for n in self.numbers if spared.at(n, of) <= self.limit]
         found = min(fitting, default=self.numbers[-1])
-        self.least = 1 if self.kept is None else found
+        self.least = found if self.kept.proven else 1
         return found
 
-    def _spared(self, whole: Plan) -> float:
-        """The share of what a step holds beside its arguments that recomputing could save."""
+    def _spared(self) -> float:
+        """The share of what is made of rows that recomputing could save."""
         if self.candidates.remat != "auto":
             return 0.0
-        state = sum(a.local_bytes for a in whole.arguments)
-        saved = sum(part.saved_bytes for part in self.candidates.layers(Way()).parts)
-        held = max(1, whole.peak_bytes - state) * whole.mesh.num_devices
-        return min(MOST_SPARED, saved / held)
+        saved = sum(part.saved_bytes for part in self.candidates.layers(self.kept.way).parts)
+        devices = self.candidates.prepared(self.kept.way)[0].request.mesh.num_devices
+        return min(MOST_SPARED, saved / (max(1, self.kept.least.rows_bytes) * devices))
 
     def _next(self, i: int) -> int:
         """The first number that could fit, by the least peak of `numbers[i]`, which does not."""
@@ -214,12 +244,25 @@ class _Search:
         if step > 0:
             assert self.best is not None
             now, then = self.best[0].prepared.request.microbatches, self.numbers[i]
-            each = max(0, self.free_ns - self.whole_ns) / max(1, now - 1)
-            least = self.free_ns + GROWTH * each * (then - now)
-            return self.best[1].objective > least * (1 + CLOSE)
+            wanted = self.best[1].objective / (1 + CLOSE)
+            if wanted <= self.free_ns:
+                return False
+            of = self.kept.way.microbatches
+            each = max(0, self.free_ns - self._whole_ns()) / max(1, now - of)
+            return wanted > self.free_ns + GROWTH * each * (then - now)
         number = self.numbers[i]
         peaks = (found.at(number, of) for of, found in self.nearest.items())
         return number >= self.least and all(peak <= self.limit for peak in peaks)
+
+    def _whole_ns(self) -> int:
+        """What the step takes as it is stated, without a limit; on the best mesh, if unknown."""
+        if self.kept.time_ns is None:
+            assert self.best is not None
+            mesh = self.best[0].prepared.request.mesh
+            [p] = (p for p in self.candidates.prepared(self.kept.way) if p.request.mesh == mesh)
+            free = unlimited(self.models.of(p), FREE_S)
+            self.kept.time_ns = 0 if free is None else free.objective
+        return self.kept.time_ns
 
     def _look(self, i: int) -> bool:
         """Tries some plans in `numbers[i]` microbatches; whether any fits."""
@@ -241,55 +284,67 @@ class _Search:
 
     def _ways(self, number: int) -> Iterator[Way]:
         lengths = () if self.candidates.remat == "none" else self.candidates.all_layers(number)
-        every = Way(number, lengths)
+        every, held = Way(number, lengths), self.kept.at(number)
         is_open = self.candidates.remat == "auto" and any(lengths)
-        if not is_open or not self._relaxed(every) or self._is_far_above(number):
+        far = self.kept.proven and held > FAR_ABOVE * self.limit
+        if not is_open or far or not self._relaxed(every):
             yield every
-        else:
-            yield from self._recomputing(number, every)
+            return
+        yield from self._recomputing(number, every)
+        if not self.kept.proven or held <= self.limit:
             yield Way(number)
-
-    def _is_far_above(self, number: int) -> bool:
-        """Whether nothing comes near the limit with all layers kept."""
-        return self.kept is not None and self.kept.at(number, 1) > FAR_ABOVE * self.limit
 
     def _recomputing(self, number: int, every: Way) -> Iterator[Way]:
         """As many recomputed layers as let the fastest specs fit; none if they do anyway.
 
         What a layer saves is seen once; it is as much less in more microbatches as these are more.
+        Where the least is all that is known with all layers kept, so many may be too few.
         """
-        kept, all_made = self._relaxed(Way(number)), self._relaxed(every)
-        if not kept:
-            yield every
-            return
-        if kept[0].peak_bytes <= self.limit:
+        held = self.kept.at(number)
+        if not self.kept.proven or held <= self.limit:
+            kept = self._relaxed(Way(number))
+            if not kept:
+                yield every
+                return
+            held = kept[0].peak_bytes
+        if held <= self.limit:
             return
         if self.saved_bytes is None:
-            self.saved_bytes = number * max(1.0, kept[0].peak_bytes - all_made[0].peak_bytes)
-        share = min(1.0, number * (kept[0].peak_bytes - self.limit) / self.saved_bytes)
-        yield Way(number, tuple(ceil(share * n) for n in every.recomputed))
+            self.saved_bytes = number * max(1.0, held - self._relaxed(every)[0].peak_bytes)
+        share = min(1.0, number * (held - self.limit) / self.saved_bytes)
+        some = Way(number, tuple(ceil(share * n) for n in every.recomputed))
+        yield some
+        if some != every and self.trials[-1].time_ns is None:
+            yield every
 
     def _relaxed(self, way: Way) -> list[Relaxed]:
         """The models of the meshes on which something may fit that is better than the best."""
         if way not in self.known:
-            tried = _under(self.candidates.prepared(way), self.limit)
-            models = [self.models.of(p) for p in tried if not self._is_beaten(way, p)]
-            self.known[way] = found = relaxed(
-                models if any(map(self._may_fit, models)) else [], FREE_S, self.hints
-            )
+            tried = [p for p in _under(self.candidates.prepared(way), self.limit)
+                     if not self._is_beaten(way, p)]  # fmt: skip
+            models = self._fitting(way, tried)
+            self.known[way] = found = relaxed(models, FREE_S, self.hints)
             for r in found:
                 key = way.microbatches, r.modelled.prepared.request.mesh
                 self.bounds[key] = min(r.free.bound, self.bounds.get(key, r.free.bound))
         return self.known[way]
 
-    def _may_fit(self, modelled: Modelled) -> bool:
-        """Whether it is not quickly proven that nothing fits; keeps by how little it does not."""
-        found, number = hopeless(modelled, self.limit), modelled.prepared.request.microbatches
+    def _fitting(self, way: Way, tried: Sequence[Prepared]) -> list[Modelled]:
+        """The models; none where it is quickly proven that nothing fits."""
+        if not tried or self._exceeds(way, nothing_fits(tried[0], self.limit)):
+            return []
+        models = [self.models.of(p) for p in tried]
+        fits = any(not self._exceeds(way, hopeless(m, self.limit)) for m in models)
+        return models if fits else []
+
+    def _exceeds(self, way: Way, found: Hopeless | None) -> bool:
+        """Whether nothing fits; keeps by how little it does not."""
         if found is None:
-            return True
+            return False
+        number = way.microbatches
         before = self.nearest.get(number, found)
         self.nearest[number] = min(found, before, key=lambda h: h.at(number, number))
-        return False
+        return True
 
     def _is_beaten(self, way: Way, prepared: Prepared) -> bool:
         mesh = prepared.request.mesh

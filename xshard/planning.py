@@ -16,10 +16,8 @@ from xshard.plan.plan import Plan
 from xshard.plan.units import size
 from xshard.prepare import Modelled, Prepared, model, prepare
 from xshard.recall import NO_LIMIT, Models, answer_from, forced, keep, least_peak, start_of
-from xshard.solve.draft import Draft
 from xshard.solve.memory import first_rows, violated
 from xshard.solve.problem import Infeasible, Solution, Start
-from xshard.solve.search import least_peak as nearly_least_peak
 from xshard.solve.search import solve
 
 ENOUGH_GAP = 0.005
@@ -142,46 +140,6 @@ def relaxed(
     """
     free = [Relaxed(m, s) for m in models if (s := unlimited(m, most_s, hints)) is not None]
     return sorted(free, key=lambda r: r.free.objective)
-
-
-@dataclass(frozen=True, slots=True)
-class Hopeless:
-    """What a model holds at a moment at which no specs bring it under the limit.
-
-    Attributes:
-      fixed_bytes: at least, of what is the same in any number of microbatches.
-      rows_bytes: about the least of what is made of a microbatch's rows.
-    """
-
-    fixed_bytes: int
-    rows_bytes: int
-
-    def at(self, microbatches: int, of: int) -> float:
-        """About the least peak in another number of microbatches than `of`."""
-        return self.fixed_bytes + self.rows_bytes * of / microbatches
-
-
-def hopeless(modelled: Modelled, limit: int) -> Hopeless | None:
-    """Its least peak if it is quickly proven that nothing fits the limit; None for small models."""
-    d, timeline = modelled.draft, modelled.timeline
-    choices = nearly_least_peak(modelled.problem(limit, first_rows(d, timeline)))
-    if choices is None:
-        return None
-    at = int(timeline.curve(d, choices).argmax())
-    here = np.flatnonzero((timeline.first <= at) & (at <= timeline.last))
-    owners, values = timeline.owner[here].tolist(), timeline.value[here].tolist()
-    of_rows = np.array([_is_made_for_rows(d, v) for v in values], bool)
-    least = np.array([d.nodes[o].usage.min() if o >= 0 else 0 for o in owners], np.int64)
-    fixed = int((least * timeline.weight[here])[~of_rows].sum())
-    return Hopeless(fixed, int(timeline.sizes(d, choices)[here][of_rows].sum()))
-
-
-def _is_made_for_rows(d: Draft, v: int) -> bool:
-    """Whether a value is of a microbatch: what the update does not make, and no gradient."""
-    producer = d.graph.values[v].producer
-    op = d.graph.ops[producer] if producer >= 0 else None
-    kept = op is None or op.phase == "update" or op.prim in ("carry_in", "carry_out")
-    return not kept and not d.is_gradient[int(d.classes.value_class[v])]
 
 
 @dataclass(frozen=True, slots=True)

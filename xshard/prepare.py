@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from xshard.cost.cluster import Cluster
 from xshard.cost.fusion import Storage, storage
-from xshard.cost.liveness import liveness
+from xshard.cost.liveness import Liveness, liveness
 from xshard.cost.measured import Measured
 from xshard.cost.measured_prices import prices_of
 from xshard.cost.postpone import postponed
@@ -61,19 +61,36 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request with everything that does not depend on the solver's answer."""
+    """A request with everything that does not depend on the solver's answer.
+
+    Attributes:
+      lives: what is live when, by what it depends on; found when it is asked for, and shared with
+        the requests for other meshes.
+    """
 
     request: Request
     classes: Classes
     rules: tuple[Rule, ...]
     storage: Storage
     prices: ClusterPrices
+    lives: dict[Hashable, Liveness] = field(default_factory=dict[Hashable, Liveness], compare=False)
 
     @property
     def fingerprint(self) -> str:
         """Identifies graph, mesh, devices and pins."""
         r = self.request
         return fingerprint(r.traced.graph, r.mesh, str(r.cluster), r.pins, r.results)
+
+    def live(self) -> Liveness:
+        """When each value has memory."""
+        r, graph = self.request, self.request.traced.graph
+        aliased = {result: arg for result, arg in r.ties.items() if arg in r.donated}
+        hides = r.cluster.device.keeps is not None and r.mesh.num_devices > 1
+        key = hides, frozenset(aliased.items())
+        if key not in self.lives:
+            late = postponed(graph, self.classes, self.rules) if hides else None
+            self.lives[key] = liveness(graph, self.storage, aliased, late)
+        return self.lives[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +188,6 @@ def model(prepared: Prepared) -> Modelled:
         graph, prepared.classes, r.mesh, prepared.rules, prepared.storage, prepared.prices,
         r.pins, r.ties, r.results,
     )  # fmt: skip
-    aliased = {result: arg for result, arg in r.ties.items() if arg in r.donated}
     device = r.cluster.device
-    hides = device.keeps is not None and r.mesh.num_devices > 1
-    late = postponed(graph, prepared.classes, prepared.rules) if hides else None
-    live = liveness(graph, prepared.storage, aliased, late)
-    timeline = add_memory(d, prepared.storage, live, SMALLEST_COPY_BYTES, device)
+    timeline = add_memory(d, prepared.storage, prepared.live(), SMALLEST_COPY_BYTES, device)
     return Modelled(prepared, d, timeline)

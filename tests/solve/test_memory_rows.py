@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from xshard.planning import Hopeless
+from xshard.hopeless import Hopeless
 from xshard.solve.memory import Timeline
 
 

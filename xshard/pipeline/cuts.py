@@ -59,7 +59,7 @@ def _in_memory(prepared: Prepared, graph: StageGraph) -> Prepared:
     for v in (*graph.crossing, *graph.held):
         stored[buffer[v]] = True
     storage = replace(prepared.storage, stored=tuple(stored))
-    return priced(replace(prepared, storage=storage))
+    return priced(replace(prepared, storage=storage, lives={}))
 
 
 @dataclass(slots=True)

@@ -56,7 +56,7 @@ def draft(
     returned = _returned_evenly(graph, mesh) | dict(results or {})
     d = Draft(
         graph, classes, mesh, rules, storage, prices, tuple(chained),
-        _gradients(graph, classes, rules), pins, ties, results=returned,
+        gradients(graph, classes, rules), pins, ties, results=returned,
     )  # fmt: skip
     _add_inputs(d, pins)
     for c, leader in enumerate(leaders):
@@ -69,15 +69,13 @@ def draft(
 
 def _returned_evenly(graph: Graph, mesh: MeshShape) -> dict[int, Pin]:
     """Results that might be kept in padded shards: JAX returns even ones only."""
-    found: dict[int, Pin] = {}
-    for i, v in enumerate(graph.outputs):
-        shape = () if v is None else graph.values[v].shape
-        if not all(divides(spec, shape, mesh) for spec in specs_of(shape, mesh)):
-            found[i] = (None,) * len(shape)
-    return found
+    shapes = [() if v is None else graph.values[v].shape for v in graph.outputs]
+    even = {shape: all(divides(spec, shape, mesh) for spec in specs_of(shape, mesh))
+            for shape in set(shapes)}  # fmt: skip
+    return {i: (None,) * len(shape) for i, shape in enumerate(shapes) if not even[shape]}
 
 
-def _gradients(graph: Graph, classes: Classes, rules: Sequence[Rule]) -> tuple[bool, ...]:
+def gradients(graph: Graph, classes: Classes, rules: Sequence[Rule]) -> tuple[bool, ...]:
     """For each value class, whether nothing but the update waits for it, views in between apart."""
     waits = [False] * len(graph.values)
     for v in graph.outputs:

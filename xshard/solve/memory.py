@@ -98,6 +98,7 @@ def add_memory(
       device: says whether a reduce-scatter holds one whole operand or, run as an all-reduce and a
         slice, two; and how much of random numbers is kept.
     """
+    live = replace(live, first=live.first.copy(), last=live.last.copy())
     nodes = _node_of_value(d, storage, live)
     here = np.flatnonzero((live.first >= 0) & (nodes >= 0))
     kept = [
