@@ -102,6 +102,7 @@ BAD = [
     (own(device={"memory_bytes": "80GB"}), 'memory_bytes must be a number above 0, and is "80GB"'),
     (own(device={"memory_bytes": -1}), "device.memory_bytes must be a number above 0, and is -1"),
     (own(device={"memory_efficiency": 85}), "must be a number above 0 and up to 1, and is 85"),
+    (own(device={"gradient_overlap": 2}), "must be a number from 0 to 1, and is 2"),
     (own(device={"peak_flops": 1e15}), "device.peak_flops must be an object of numbers by name"),
     (own(device={"peak_flops": {"float16": 1e15}}), "device.peak_flops.float32 is missing"),
     (own(device={"peak_flops": PEAK | {"int8": "?"}}), "peak_flops.int8 must be a number above 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from tests.solve.oracles import added_up, drafted, eliminated, problem_of
 from tests.solve.problems import brute_force, random_problem
 from tests.steps import array, mlp, mlp_params, state, train
+from xshard.cost.prices import ClusterPrices
 from xshard.errors import PinError
 from xshard.solve.check import objective_of
 from xshard.solve.draft import Draft, Pin, Use, copies_of, decode
@@ -199,6 +201,18 @@ def test_a_chain_is_one_node() -> None:
         nodes.setdefault(node, set()).add(op.prim)
     assert {"add", "exp", "mul", "sin", "sub"} in nodes.values()
     assert {"cos"} in nodes.values() and {"dot_general"} in nodes.values()
+
+
+def test_what_the_backward_pass_hides_is_left_out() -> None:
+    """Of a gradient's sum that only the update waits for; other collectives take what they take."""
+    d = drafted(train([mlp]), (state([mlp_params(64, 128)]), array(32, 64)), LINE)
+    cluster = d.prices.cluster
+    hiding = replace(cluster, device=replace(cluster.device, gradient_overlap=0.75))
+    hidden = ClusterPrices(d.graph, d.prices.storage, hiding, LINE)
+    table = ((64, 128), 4, ((), ()), (0,))
+    for combined, part in ((False, 1.0), (True, 0.25)):
+        whole, left = (p.reduce_ns(*table, combined)[0] for p in (d.prices, hidden))
+        assert left == pytest.approx(part * whole, rel=1e-3)
 
 
 def test_only_gradients_for_the_update_are_combined() -> None:

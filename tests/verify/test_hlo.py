@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from xshard.errors import MeshError
-from xshard.verify.collectives import Collective, summarize
+from xshard.verify.collectives import Collective, share_beside, summarize
 from xshard.verify.hlo import collectives_in
 from xshard.verify.payload import dtype_bits, top_level
 
@@ -61,6 +61,21 @@ def test_one_instruction(op: str, groups: str, kind: str, axes: str, size: int, 
     done = f'%d = f32[8] {kind}-done(%s), metadata={{op_name="a all-reduce(b)"}}'
     c = one(entry(f"ROOT %s = {op}, {groups}, dimensions={{0}}", done))
     assert (c.kind, "".join(c.axes), c.bytes, c.dtype, c.count) == (kind, axes, size, dtype, 1)
+
+
+def test_what_runs_beside_a_collective() -> None:
+    """Between its start and its end; bitcasts are no work, and another one's end is not its own."""
+    start = f"%{{0}} = f32[8] all-reduce-start(%x), {D}"
+    done = "%{0}-done = f32[8] all-reduce-done(%{0})"
+    text = entry(
+        start.format("a"), "%b = f32[8] bitcast(%x)", done.format("a"), "%w = f32[8] fusion(%x)",
+        start.format("c"), start.format("c.1"), done.format("c.1"), "%g = f32[8] custom-call(%x)",
+        done.format("c"), f"%d = f32[8] all-reduce(%x), {D}",
+    )  # fmt: skip
+    found = {c.name: c.beside for c in collectives_in(text, *MESH)}
+    assert found == {"a": False, "c": True, "c.1": False, "d": None}
+    assert share_beside(collectives_in(text, *MESH)) == 1 / 4
+    assert share_beside([one(entry(f"%d = f32[8] all-reduce(%x), {D}"))]) is None
 
 
 def test_groups_of_no_axes_keep_their_text() -> None:

@@ -29,6 +29,7 @@ _OF_TABLES = frozenset(
 _ABOVE_0 = {"memory_bytes", "memory_bandwidth_bytes_per_s", "bandwidth_bytes_per_s",
             "combined_bytes", "random_words"}  # fmt: skip
 _PARTS = {"memory_efficiency", "max_efficiency"}
+_SHARES = {"gradient_overlap"}
 _TEXTS = {"name"}
 _FLAGS = {"fused_reduce_scatter", "copies_operands", "loops_apart", "generic", "per_core",
           "measured"}  # fmt: skip
@@ -136,6 +137,8 @@ def _wanted(key: str) -> tuple[str, Callable[[Any], bool]]:
         return " or ".join(f'"{c}"' for c in _COLLECTIVES), lambda v: v in _COLLECTIVES
     if key in _PARTS:
         return "a number above 0 and up to 1", lambda v: _number(v) and 0 < v <= 1
+    if key in _SHARES:
+        return "a number from 0 to 1", lambda v: _number(v) and 0 <= v <= 1
     if key in _ABOVE_0:
         return "a number above 0", lambda v: _number(v) and v > 0
     return "a number, 0 or above", lambda v: _number(v) and v >= 0

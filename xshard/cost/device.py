@@ -77,6 +77,8 @@ class Device:
       seconds_per_element: of elementwise kinds that arithmetic bounds ("random", "transcendental"),
         where it was measured.
       combined_bytes: gradients are summed by collectives of about so many bytes, joined by XLA.
+      gradient_overlap: the part of such a collective's time that is hidden behind the rest of the
+        backward pass; 0 unless XLA's latency-hiding scheduler is on.
       collective_costs: for "shared-memory": fitted parameters by kind, see `collectives.py`.
       keeps: primitives whose results are kept for the backward pass, where the compiler rather
         computes others again (`xshard.cost.recompute`); None where it keeps what is costly.
@@ -101,6 +103,7 @@ class Device:
     dtype_efficiency: Mapping[str, float] = field(default_factory=dict, hash=False)
     seconds_per_element: Mapping[str, float] = field(default_factory=dict, hash=False)
     combined_bytes: float = 30 * 2**20
+    gradient_overlap: float = 0.0
     collective_costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
     keeps: Sequence[str] | None = field(default=None, hash=False)
     compile_for: Mapping[str, Any] = field(default_factory=dict, hash=False)

@@ -182,13 +182,14 @@ class ClusterPrices:
         return found
 
     def step_ns(self, step: Step, combined: bool = False) -> int:
-        """Nanoseconds of one collective, alone or joined with others."""
-        alone = self.resharder.step_ns(step)
+        """Nanoseconds of one collective, alone, or joined with others and not waited for."""
+        alone, device = self.resharder.step_ns(step), self.cluster.device
         if not combined:
             return alone
         start = self.collectives.time_ns(step.kind, 0, step.axes, step.devices)
-        share = min(1.0, step.nbytes / self.cluster.device.combined_bytes)
-        return alone - start + round(start * share)
+        share = min(1.0, step.nbytes / device.combined_bytes)
+        joined = alone - start + round(start * share)
+        return round(joined * (1 - device.gradient_overlap))
 
     def _table(self, shape: tuple[int, ...], itemsize: float) -> tuple[Ints, Ints]:
         key = shape, itemsize

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xshard.verify.audit_text import to_text
+from xshard.verify.collectives import share_beside
 from xshard.verify.match import leftovers, settle
 
 if TYPE_CHECKING:
@@ -101,12 +102,14 @@ class Audit:
       rows: one per (kind, axes), largest first.
       unplanned: compiled collectives that no planned one explains: resharding that XLA added.
       missing: planned collectives that no compiled one explains.
+      beside: the part of the bytes that XLA's schedule moves beside matmuls, where it says.
     """
 
     target: str
     rows: tuple[AuditRow, ...]
     unplanned: tuple[Collective, ...]
     missing: tuple[PlannedCollective, ...]
+    beside: float | None = None
 
     def ok(self, tolerance: float = 0.05) -> bool:
         """Whether every row's bytes are within `tolerance` (relative) of the plan."""
@@ -142,7 +145,8 @@ def audit(
         theirs = [c for c in emitted if (kinds.get(c.kind, c.kind), c.axes) == (row.kind, row.axes)]
         unplanned += leftovers(theirs, ours, row.delta_bytes)
         missing += leftovers(ours, theirs, -row.delta_bytes)
-    return Audit(target, tuple(rows), tuple(unplanned), tuple(missing))
+    beside = share_beside(emitted)
+    return Audit(target, tuple(rows), tuple(unplanned), tuple(missing), beside)
 
 
 def _as_compiled(planned: PlannedCollective, target: str) -> PlannedCollective:

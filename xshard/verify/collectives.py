@@ -43,6 +43,8 @@ class Collective:
       groups: the replica groups or source-target pairs as XLA wrote them.
       op_name: JAX's name stack of the op; empty when XLA made it up.
       source: "file:line" of the innermost frame outside of libraries; empty when unknown.
+      beside: whether in XLA's schedule a matmul, a loop or a library call runs between its start and
+        its end; None where it is one instruction.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Collective:
     groups: str
     op_name: str
     source: str
+    beside: bool | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -67,6 +70,14 @@ class Collective:
     def recognised(self) -> bool:
         """Whether `axes` says all about who communicates with whom."""
         return bool(self.axes) or self.group_size == 1
+
+
+def share_beside(collectives: Iterable[Collective]) -> float | None:
+    """The part of the bytes that move beside matmuls; None where no start has an end apart."""
+    moving = [c for c in collectives if c.group_size > 1]
+    if all(c.beside is None for c in moving):
+        return None
+    return sum(c.total_bytes for c in moving if c.beside) / sum(c.total_bytes for c in moving)
 
 
 def summarize(

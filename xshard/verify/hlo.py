@@ -24,11 +24,10 @@ from xshard.verify.groups import (
     parse_braces,
     parse_groups,
 )
-from xshard.verify.module import read_module, runs_of_computations
+from xshard.verify.module import beside, read_module, runs_of_computations
 from xshard.verify.payload import payload
 
 if TYPE_CHECKING:
-    from xshard.verify.frames import SourceTables
     from xshard.verify.module import Module, Runs
 
 _KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
@@ -54,11 +53,11 @@ def collectives_in(
     module = read_module(compiled_text)
     _check_mesh(module, mesh_shape, axis_names)
     runs = runs_of_computations(module)
-    reader = _Reader(mesh_shape, axis_names, module.tables)
+    reader = _Reader(mesh_shape, axis_names, module)
     found = (
-        reader.read(match, line, runs[computation])
-        for computation, line in module.collectives
-        if (match := _INSTRUCTION.match(line)) and runs[computation].count
+        reader.read(match, number, runs[computation])
+        for computation, number in module.collectives
+        if (match := _INSTRUCTION.match(module.lines[number])) and runs[computation].count
     )
     return tuple(found)
 
@@ -67,15 +66,15 @@ class _Reader:
     """Turns lines into collectives; distinct groups are few and are understood once each."""
 
     def __init__(
-        self, mesh_shape: tuple[int, ...], axis_names: tuple[str, ...], tables: SourceTables
+        self, mesh_shape: tuple[int, ...], axis_names: tuple[str, ...], module: Module
     ) -> None:
         self.mesh_shape = mesh_shape
         self.axis_names = axis_names
-        self.tables = tables
+        self.module = module
         self.understood: dict[str, tuple[tuple[str, ...], int]] = {}
 
-    def read(self, match: re.Match[str], line: str, runs: Runs) -> Collective:
-        kind = _KINDS[match[3]]
+    def read(self, match: re.Match[str], number: int, runs: Runs) -> Collective:
+        kind, line = _KINDS[match[3]], self.module.lines[number]
         groups = _raw_groups(kind, line)
         axes, group_size = self.who(groups, is_pairs=kind == "collective-permute")
         size_bytes, dtype = payload(kind, match[4] is not None, match[2], group_size)
@@ -92,7 +91,8 @@ class _Reader:
             group_size=group_size,
             groups=groups,
             op_name=op_name[1] if op_name else "",
-            source=self.tables.source(line),
+            source=self.module.tables.source(line),
+            beside=beside(self.module, match[1], number) if match[4] else None,
         )
 
     def who(self, raw: str, *, is_pairs: bool) -> tuple[tuple[str, ...], int]:

@@ -23,6 +23,7 @@ _CALLEES = re.compile(
 _CALLEE_LISTS = re.compile(r"\b(?:branch|called)_computations=\{([^}]*)\}")
 _TRIP_COUNT = re.compile(r'known_trip_count[\\"]*:\{[\\"]*n[\\"]*:[\\"]*(\d+)')
 _BOUND = re.compile(r" = [su](?:8|16|32|64)\[\] constant\((\d+)\)")
+_WORK = re.compile(r" (?:custom-call|dot|convolution|while|call)\(|gemm")
 _PARTITIONS = re.compile(r"\bnum_partitions=(\d+)")
 
 
@@ -51,7 +52,7 @@ class Module:
 
     Attributes:
       num_partitions: from the module's header; None when it does not say.
-      collectives: (computation, line) of each line that may be a collective.
+      collectives: (computation, number of the line) of each line that may be a collective.
       calls: callee → (caller, the calling line).
       spans: computation → the range of its lines in `lines`.
     """
@@ -60,7 +61,7 @@ class Module:
     entry: str = ""
     num_partitions: int | None = None
     tables: SourceTables = field(default_factory=SourceTables)
-    collectives: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    collectives: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     calls: dict[str, list[tuple[str, str]]] = field(
         default_factory=dict[str, list[tuple[str, str]]]
     )
@@ -74,7 +75,7 @@ def read_module(text: str) -> Module:
     for number, line in enumerate(module.lines):
         if line.startswith(" "):
             if "all-" in line or "reduce-scatter" in line or "collective-" in line:
-                module.collectives.append((current, line))
+                module.collectives.append((current, number))
             if "calls=" in line or "to_apply=" in line or "_computation" in line or "body=" in line:
                 _read_calls(module, current, line)
         elif line.startswith("}"):
@@ -129,6 +130,21 @@ def _runs_per_call(module: Module, callee: str, line: str) -> Runs:
     if callee == condition and trips.count_from != "unknown":  # it is asked once more than it holds
         return Runs(trips.count + 1, trips.count_from)
     return trips
+
+
+def beside(module: Module, name: str, start: int) -> bool:
+    """Whether a matmul, a loop or a library call stands between the two ends of a collective.
+
+    Args:
+      start: the line in which it begins.
+    """
+    done = re.compile(rf"-done\(.*%?{re.escape(name)}\b(?![.\-\w])")
+    for line in module.lines[start + 1 :]:
+        if _WORK.search(line):
+            return True
+        if line.startswith("}") or ("-done(" in line and done.search(line)):
+            return False
+    return False
 
 
 def _trip_count(module: Module, condition: str, line: str) -> Runs:
