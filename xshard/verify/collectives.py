@@ -43,8 +43,8 @@ class Collective:
       groups: the replica groups or source-target pairs as XLA wrote them.
       op_name: JAX's name stack of the op; empty when XLA made it up.
       source: "file:line" of the innermost frame outside of libraries; empty when unknown.
-      beside: whether in XLA's schedule a matmul, a loop or a library call runs between its start and
-        its end; None where it is one instruction.
+      beside: whether in XLA's schedule a matmul, a loop or a library call stands between its two
+        ends; None where it is one instruction.
     """
 
     name: str
