@@ -1,23 +1,25 @@
 """One of JAX's own single-primitive programs, sharded and held against the unsharded run.
 
-As a program (`python -m benchmarks.primitive_case`) it is a worker of `benchmarks.primitives`: it
-reads the names of programs, one a line, and answers each with a line of JSON.
+As a program (`python -m benchmarks.primitive_case 2x2x2`) it is a worker of
+`benchmarks.primitives`: it reads the names of programs, one a line, and answers each with a line of
+JSON. Behind the mesh may stand `uneven`: dimensions that do not divide are split at any size then.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.attractive import attractive_plan
 from benchmarks.common import virtual_devices
 
-MESH = (2, 2, 2)
+Shape = tuple[int, ...]
 TOLERANCE = {
     "float64": 1e-9, "complex128": 1e-9, "float32": 1e-4, "complex64": 1e-4, "float16": 1e-2,
     "bfloat16": 4e-2,
@@ -54,7 +56,7 @@ def harnesses() -> dict[str, Any]:
     return {h.fullname: h for h in test_harnesses.all_harnesses if h.filter("cpu")}
 
 
-def run(name: str, harness: Any) -> Outcome:
+def run(name: str, harness: Any, shape: Shape) -> Outcome:
     """Plans one program, runs it on all devices and on one, and compares."""
     import jax
     import numpy as np
@@ -71,24 +73,25 @@ def run(name: str, harness: Any) -> Outcome:
     except Exception as error:
         return made("skipped", _first_line(error))
     try:
-        plan, actual = _sharded(program, args)
+        plan, actual = _sharded(program, args, shape)
+        wrong = difference(actual, expected)
     except Exception as error:
         return made("error", f"{_first_line(error)} [{_where(error)}]")
     facts = {
-        "divisible": divisible([np.shape(x) for x in jax.tree.leaves((args, expected))]),
+        "divisible": divisible(shape, map(np.shape, jax.tree.leaves((args, expected)))),
         "sharded": any(any(spec) for op in plan.ops for spec in op.operands),
         "without_rule": tuple(sorted({op.prim for op in plan.ops if not op.known})),
     }
-    wrong = difference(actual, expected)
     return made("wrong" if wrong else "ok", wrong, **facts)
 
 
-def _sharded(program: Any, args: tuple[Any, ...]) -> tuple[Any, Any]:
+def _sharded(program: Any, args: tuple[Any, ...], shape: Shape) -> tuple[Any, Any]:
     import jax
 
     import xshard
 
-    mesh = jax.make_mesh(MESH, ("x", "y", "z"), (jax.sharding.AxisType.Auto,) * len(MESH))
+    types = (jax.sharding.AxisType.Auto,) * len(shape)
+    mesh = jax.make_mesh(shape, ("x", "y", "z")[: len(shape)], types)
     plan = attractive_plan(program, args, mesh, tight=True)
     step = xshard.auto_shard(program, mesh, plan=plan)
     return plan, jax.block_until_ready(step(*args))
@@ -141,9 +144,16 @@ def _wide(x: Any) -> Any:
     return np.asarray(x).astype(np.float64)
 
 
-def divisible(shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether some dimension can be split evenly over the smallest axis of the mesh."""
-    return any(n and n % min(MESH) == 0 for shape in shapes for n in shape)
+def divisible(mesh: Shape, shapes: Iterable[Shape]) -> bool:
+    """Whether some dimension can be split evenly over an axis of the mesh."""
+    return any(n and any(n % size == 0 for size in mesh) for shape in shapes for n in shape)
+
+
+def _split_unevenly() -> None:
+    """Lets plans split dimensions that do not divide, however few elements they have."""
+    from xshard import spec
+
+    spec.LEAST_PADDED = 1
 
 
 def _first_line(error: BaseException) -> str:
@@ -158,12 +168,15 @@ def _where(error: BaseException) -> str:
 
 
 def main() -> None:
-    virtual_devices(8)
+    shape = tuple(map(int, sys.argv[1].split("x")))
+    virtual_devices(math.prod(shape))
+    if "uneven" in sys.argv[2:]:
+        _split_unevenly()
     known = harnesses()
     print("ready", flush=True)
     for line in sys.stdin:
         name = line.strip()
-        print(json.dumps(asdict(run(name, known[name]))), flush=True)
+        print(json.dumps(asdict(run(name, known[name], shape))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """JAX's own single-primitive programs, each sharded over 2×2×2 virtual devices and compared.
 
     python -m benchmarks.primitives [--every 15] [--only scatter] [--x64] [--resume F.jsonl]
+                                    [--mesh 3x2] [--uneven]
 
 JAX tests its exporters with some 5,600 programs, nearly all of one primitive, with all its dtypes,
 shapes and parameters (`jax._src.internal_test_util.test_harnesses`). Each is planned for slow
@@ -22,7 +23,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.common import markdown, virtual_devices
@@ -34,8 +35,8 @@ START_S = 120.0
 class Worker:
     """A process that runs one program after the other; it is replaced when it dies or hangs."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, options: Sequence[str], timeout_s: float) -> None:
+        self._options, self._timeout_s = options, timeout_s
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str] = queue.Queue()
 
@@ -66,7 +67,7 @@ class Worker:
     def _start(self) -> subprocess.Popen[str]:
         self._lines = lines = queue.Queue[str]()
         self._process = process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.primitive_case"], text=True,
+            [sys.executable, "-m", "benchmarks.primitive_case", *self._options], text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         threading.Thread(target=_pump, args=(process, lines), daemon=True).start()
@@ -88,21 +89,23 @@ def outcome(line: str) -> Outcome:
     return Outcome(**{**fields, "without_rule": tuple(fields["without_rule"])})
 
 
-def run_all(programs: Sequence[tuple[str, str]], jobs: int, timeout_s: float, log: Path) -> None:
-    """Runs (name, group) programs in `jobs` processes; appends a line each to `log`."""
+def run_all(
+    programs: Sequence[tuple[str, str]], worker: Callable[[], Worker], jobs: int, log: Path
+) -> None:
+    """Runs (name, group) programs in `jobs` workers; appends a line each to `log`."""
     todo = iter(programs)
     lock, done = threading.Lock(), 0
 
     def serve() -> None:
         nonlocal done
-        worker = Worker(timeout_s)
+        mine = worker()
         while True:
             with lock:
                 program = next(todo, None)
             if program is None:
-                worker.stop()
+                mine.stop()
                 return
-            found = worker.run(*program)
+            found = mine.run(*program)
             with lock, log.open("a") as file:
                 done += 1
                 file.write(json.dumps(_record(found)) + "\n")
@@ -151,12 +154,14 @@ def main() -> None:
     parser.add_argument("--offset", type=int, default=0, help="where the sample begins")
     parser.add_argument("--only", default="", help="programs with this in their name")
     parser.add_argument("--x64", action="store_true", help="with 64-bit types")
+    parser.add_argument("--mesh", default="2x2x2")
+    parser.add_argument("--uneven", action="store_true", help="split what does not divide, too")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds a program")
     parser.add_argument("--resume", type=Path, help="a file of outcomes: what is in it is kept")
     options = parser.parse_args()
     os.environ["JAX_ENABLE_X64"] = str(int(options.x64))
-    virtual_devices(8)
+    virtual_devices(1)
     wanted = {n: h.group_name for n, h in harnesses().items() if options.only in n}
     sample = list(wanted.items())[options.offset :: options.every]
     log = options.resume or Path("primitives.jsonl")
@@ -164,7 +169,9 @@ def main() -> None:
         log.unlink(missing_ok=True)
     before = [outcome(line) for line in log.read_text().splitlines()] if log.exists() else []
     names = {o.name for o in before}
-    run_all([p for p in sample if p[0] not in names], options.jobs, options.timeout, log)
+    told = (options.mesh, *(["uneven"] if options.uneven else []))
+    missing = [p for p in sample if p[0] not in names]
+    run_all(missing, lambda: Worker(told, options.timeout), options.jobs, log)
     chosen = dict(sample)
     found = [o for o in map(outcome, log.read_text().splitlines()) if o.name in chosen]
     report(found)

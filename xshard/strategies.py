@@ -94,7 +94,7 @@ def _options(rule: Rule, axis: str, axis_size: int) -> list[str | None]:
 def _fits(rule: Rule, factor: str, shards: int) -> bool:
     """Whether a factor may be split so: what XLA would have to pad only where it stands alone."""
     n = rule.sizes[factor]
-    return n % shards == 0 or (may_split(n, shards) and factor not in rule.together)
+    return n % shards == 0 or (may_split(n, shards) and factor not in rule.even)
 
 
 def strategy_of(

@@ -107,6 +107,60 @@ def test_rows_are_whole_where_a_device_has_one_update(batch: int, together: bool
     assert (((0,), (1,)) in found) == together
 
 
+def test_updates_that_are_padded(mesh) -> None:
+    """Thirteen ones over two devices, with copies on others: XLA adds the fourteenth, too."""
+    one = NamedSharding(mesh(2, 2), P("x"))
+
+    def count(i: jax.Array) -> jax.Array:
+        ones = jax.lax.with_sharding_constraint(i * 0 + 1, one)
+        return jnp.zeros(4, int).at[jax.lax.with_sharding_constraint(i * 1, one)].add(ones)
+
+    i = jnp.arange(13) % 4
+    assert int(jax.jit(count)(i).sum()) > 13, "mended: `unpadded` in xshard/rules/scatter.py"
+
+
+def test_updates_are_split_where_they_divide(mesh) -> None:
+    write, over = (lambda x, i, u: x.at[i].add(u)), MeshShape(("x",), (2,))
+    for n, split in ((200, True), (201, False)):
+        case = Case("scatter-add", write, f"f32[4] i32[{n}] f32[{n}]", "a, b 1, b -> a")
+        found = {
+            s.operands[2]
+            for s in strategies_of(rule_of_equation(find(case)), over, (1, 2, 1), (1,))
+        }
+        assert (((0,),) in found) == split
+
+
+def from_three(x: jax.Array) -> jax.Array:
+    return jax.lax.reduce(x, np.int32(3), lambda a, b: a + b, (0,))
+
+
+def test_a_reduction_of_a_concatenation() -> None:
+    """XLA begins anew with the initial value for each part, on one device, too."""
+    halves = jax.jit(lambda x: from_three(jnp.concatenate([x, x])))
+    assert int(halves(jnp.ones((2, 1), int))[0]) == 10, "mended: no barrier in run/rebind.py (7)"
+
+
+def test_a_reduction_behind_an_all_to_all(mesh) -> None:
+    """Its parts are concatenated; its initial value counts once."""
+    x = jnp.ones((16, 24), int)
+    plan = attractive_plan(from_three, (x,), mesh(2, 4), tight=True)
+    assert plan.arguments[0].spec[0]
+    assert (xshard.auto_shard(from_three, mesh(2, 4), plan=plan)(x) == 19).all()
+
+
+def test_arrays_without_elements_are_whole(mesh) -> None:
+    """JAX 0.10 returns shards of another shape than their sharding's."""
+
+    def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return x[:, 4:], x * 2.0
+
+    x = jnp.ones((8, 4))
+    plan = attractive_plan(both, (x,), mesh(2, 4), tight=True)
+    empty, twice = xshard.auto_shard(both, mesh(2, 4), plan=plan)(x)
+    assert np.asarray(empty).shape == (8, 0) and (twice == 2.0).all()
+    assert plan.results[0].spec == ((), ()) and any(plan.results[1].spec)
+
+
 GATHER = """
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from xshard.ir.graph import Graph, Op, Value
-from xshard.rules.rule import Rule
+from xshard.rules.rule import Dim, Rule
 
 
 class RuleFn(Protocol):
@@ -46,7 +46,17 @@ def rule_of(graph: Graph, op: Op) -> Rule:
     fn: Callable[..., Rule] | None = _TABLE.get(op.prim)
     if any(v is not None and v.dtype in _NEVER_SPLIT for v in (*ins, *outs)):
         return replace(unknown(op, ins, outs), known=fn is not None)
-    return unknown(op, ins, outs) if fn is None else fn(op, ins, outs)
+    return unknown(op, ins, outs) if fn is None else _without_empty(fn(op, ins, outs), ins, outs)
+
+
+def _without_empty(rule: Rule, ins: list[Value | None], outs: list[Value]) -> Rule:
+    """Arrays without elements are whole: JAX 0.10 returns shards of them that are too large."""
+
+    def kept(dims: Iterable[tuple[Dim, ...] | None], of: Sequence[Value | None]) -> Any:
+        pairs = zip(dims, of, strict=True)
+        return tuple(None if v is not None and 0 in v.shape else d for d, v in pairs)
+
+    return replace(rule, operands=kept(rule.operands, ins), results=kept(rule.results, outs))
 
 
 def unknown(op: Op, ins: list[Value | None], outs: list[Value]) -> Rule:

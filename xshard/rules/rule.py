@@ -59,6 +59,7 @@ class Rule:
         copies of a part several times.
       shared, sharers: factors of the first may be split only where a device keeps more than one
         element along those of the second, all together: XLA goes wrong at a single one.
+      unpadded: factors that may be split only where they divide: XLA takes padding for elements.
     """
 
     operands: tuple[tuple[Dim, ...] | None, ...]
@@ -74,12 +75,14 @@ class Rule:
     crowded: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
     sharers: frozenset[str] = frozenset()
+    unpadded: frozenset[str] = frozenset()
 
     @property
-    def together(self) -> frozenset[str]:
-        """Factors that must divide: they share a dimension somewhere, or are crowded."""
+    def even(self) -> frozenset[str]:
+        """Factors that must divide: crowded, unpadded, or with others in one dimension."""
         dims = [d for group in (*self.operands, *self.results) for d in group or ()]
-        return frozenset(f for dim in dims if len(dim) > 1 for f in dim) | self.crowded
+        shared = frozenset(f for dim in dims if len(dim) > 1 for f in dim)
+        return shared | self.crowded | self.unpadded
 
     def text(self) -> str:
         """The rule in its text form."""

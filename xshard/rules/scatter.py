@@ -18,7 +18,8 @@ def scatter(how: str | None) -> RuleFn:
     Updates over `b` and `s` may be split if they combine: the result is then partial. Rows `v` may
     be split with the updates whole: each device writes what falls in its rows. Not so where a
     device has a single update, `"v! d, 1, d -> v! d"`, or `"b v, b 1, b -> b v"` with all of `b`
-    split: XLA (jax 0.10) writes to wrong rows then, see docs/xla_errors.md.
+    split: XLA (jax 0.10) writes to wrong rows then. Nor are updates split that do not divide: XLA
+    combines what they are padded with (docs/xla_errors.md).
     """
 
     def rule(op: Op, ins: Ins, outs: Outs) -> Rule:
@@ -28,7 +29,8 @@ def scatter(how: str | None) -> RuleFn:
         rows = op.params["dimension_numbers"].inserted_window_dims
         into, where, _ = made.operands
         written = [into[i] for i in rows] if into else []
-        return replace(made, shared=_factors(written), sharers=_factors(where))
+        given = _factors(where)
+        return replace(made, shared=_factors(written), sharers=given, unpadded=given)
 
     return rule
 

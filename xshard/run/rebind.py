@@ -30,7 +30,7 @@ _OF_EXPLICIT_AXES = frozenset({"sharding", "out_sharding"})
 
 def rebind(eqn: JaxprEqn, ins: Sequence[Any], mesh: Mesh) -> Sequence[Any]:
     """The equation's results for these operands."""
-    special = _SHARDING_PRIMITIVES.get(eqn.primitive.name)
+    special = _SPECIAL.get(eqn.primitive.name)
     if special is not None:
         return special(eqn, ins, mesh)
     if eqn.primitive.name in _DEBUGGING and is_ordered_debugging(eqn):
@@ -53,7 +53,7 @@ def must_be_rebound(jaxpr: Any) -> bool:
     is one that JAX runs on one device only.
     """
     return any(
-        eqn.primitive.name in _SHARDING_PRIMITIVES
+        eqn.primitive.name in _SPECIAL
         or (eqn.primitive.name in _DEBUGGING and is_ordered_debugging(eqn))
         or any(pins(eqn))
         or has_mesh(eqn)
@@ -96,6 +96,11 @@ def _fft(eqn: JaxprEqn, ins: Sequence[Any], _mesh: Mesh) -> list[Any]:
     return [_in_order_of_rows(eqn.primitive.bind(_in_order_of_rows(ins[0]), **eqn.params))]
 
 
+def _reduce(eqn: JaxprEqn, ins: Sequence[Any], _mesh: Mesh) -> list[Any]:
+    """Of what XLA does not see through: it would start anew for each part of a concatenation."""
+    return eqn.primitive.bind(*jax.lax.optimization_barrier(list(ins)), **eqn.params)
+
+
 def _in_order_of_rows(x: Any) -> Any:
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
@@ -119,10 +124,11 @@ def _axes(sharding: NamedSharding) -> list[str]:
     return [axis for part in parts for axis in part if isinstance(axis, str)]
 
 
-_SHARDING_PRIMITIVES: dict[str, Callable[[JaxprEqn, Sequence[Any], Mesh], list[Any]]] = {
+_SPECIAL: dict[str, Callable[[JaxprEqn, Sequence[Any], Mesh], list[Any]]] = {
     "sharding_constraint": _constraint,
     "reshard": _reshard,
     "mesh_cast": _mesh_cast,
     "device_put": _device_put,
     "fft": _fft,
+    "reduce": _reduce,
 }
