@@ -206,6 +206,7 @@ def test_a_chain_is_one_node() -> None:
 def test_what_the_backward_pass_hides_is_left_out() -> None:
     """Of a gradient's sum that only the update waits for; other collectives take what they take."""
     d = drafted(train([mlp]), (state([mlp_params(64, 128)]), array(32, 64)), LINE)
+    assert isinstance(d.prices, ClusterPrices)
     cluster = d.prices.cluster
     hiding = replace(cluster, device=replace(cluster.device, gradient_overlap=0.75))
     hidden = ClusterPrices(d.graph, d.prices.storage, hiding, LINE)
