@@ -28,19 +28,10 @@ from typing import NoReturn
 from xshard.errors import InfeasibleError, MicrobatchError
 from xshard.hopeless import Hopeless, hopeless, nothing_fits
 from xshard.microbatching import Candidates, Way, numbers
+from xshard.one_model import Hints, unlimited
 from xshard.plan.plan import Plan
 from xshard.plan.records import Trial
-from xshard.planning import (
-    Hints,
-    Relaxed,
-    Unfit,
-    described,
-    fitting,
-    make_plan,
-    planned,
-    relaxed,
-    unlimited,
-)
+from xshard.planning import Relaxed, Unfit, described, fitting, make_plan, planned, relaxed
 from xshard.prepare import Modelled, Prepared
 from xshard.recall import Models
 from xshard.solve.problem import Solution

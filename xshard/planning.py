@@ -6,30 +6,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 
 from xshard.describe import alternatives, describe
-from xshard.diagnosis import OutOfTime, Statement, at_peak, blame, conflict, statements_of
 from xshard.errors import InfeasibleError
+from xshard.one_model import Hints, search, unlimited, within_limit
 from xshard.plan.plan import Plan
-from xshard.plan.units import size
-from xshard.prepare import Modelled, Prepared, model, prepare
-from xshard.recall import NO_LIMIT, Models, answer_from, forced, keep, least_peak, start_of
-from xshard.solve.memory import first_rows, violated
-from xshard.solve.problem import Infeasible, Solution, Start
-from xshard.solve.search import solve
-
-ENOUGH_GAP = 0.005
-"""Where memory binds or choices are many, the search ends at a plan proven to be this close to the
-best: a tenth of what the cost model itself is off by."""
-MOST_BLAME_S = 20.0
-"""How long the pins at fault are looked for where nothing fits."""
-_LEAST_S = 1.0
-"""What a search gets even if the time limit has passed, so that it ends with an answer."""
-
-MOST_ROUNDS = 12
-"""How often rows of live memory that an answer violates are added before giving up."""
+from xshard.plan.records import Template
+from xshard.prepare import Modelled, Prepared
+from xshard.recall import NO_LIMIT, Models, forced
+from xshard.refusal import infeasible, limited
+from xshard.solve.problem import Infeasible, Solution
+from xshard.templates.complete import completed, shown
 
 
 def make_plan(tried: Sequence[Prepared], on_step: Callable[[str], None] = lambda _: None) -> Plan:
@@ -91,7 +81,25 @@ def described(chosen: Modelled, solution: Solution) -> Plan:
         lanes=request.lanes,
         remat=request.remat,
         _alternatives=explain,
+        _templates=cache(partial(_templates, chosen)),
     )
+
+
+def _templates(chosen: Modelled) -> tuple[Template, ...]:
+    """What well-known ways to split the step take on the plan's mesh, run the plan's way."""
+    return shown(completed(chosen), chosen)
+
+
+def _other(modelled: Modelled) -> Solution:
+    """The best choices of a draft with one value fixed otherwise, from the same crowded moments.
+
+    Raises:
+      InfeasibleError: none fit; no smaller limit is looked for.
+    """
+    answer = search(modelled, modelled.prepared.request.memory_limit, diagnose=False)
+    if isinstance(answer, Infeasible):
+        raise InfeasibleError("nothing fits with this sharding")
+    return answer
 
 
 def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:
@@ -109,11 +117,7 @@ def fastest(models: Sequence[Modelled]) -> tuple[Modelled, Solution]:
         late = limited(answer.nearest, len(models), others)  # raises, or had too little time before
         least = late.bound if answer.at_least_ns is None else answer.at_least_ns
         return answer.nearest, replace(late, bound=min(late.bound, least))
-    raise _infeasible(models[0], Infeasible(None), None, len(models))
-
-
-Hints = dict[tuple[int, ...], tuple[int, ...]]
-"""By the numbers of choices of a model's nodes, the best choices that were found last."""
+    raise infeasible(models[0], Infeasible(None), None, len(models))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,7 @@ def fitting(
     for r in found:
         most = below if best is None else best[0]
         beaten = most is not None and most <= r.free.bound
-        answer = r.free if beaten else _within_limit(r.modelled, r.free, most)
+        answer = r.free if beaten else within_limit(r.modelled, r.free, most)
         if beaten or isinstance(answer, Solution):
             assert isinstance(answer, Solution)
             bounds.append(answer.bound)
@@ -186,191 +190,6 @@ def fitting(
         return Unfit(nearest, min(bounds, default=None))
     objective, modelled, solution = best
     return modelled, replace(solution, bound=min(objective, *bounds))
-
-
-_CONTRADICTION = (
-    "the pinned specs and sharding constraints contradict each other: no choice of the others "
-    "satisfies all of them; drop one of in_specs, out_specs or the constraints."
-)
-
-
-def unlimited(
-    modelled: Modelled, most_s: float = np.inf, hints: Hints | None = None
-) -> Solution | None:
-    """The best choices without a memory limit; None if pins contradict each other."""
-    request = modelled.prepared.request
-    effort_s = min(request.time_limit_s, most_s)
-    known = answer_from(modelled, None, ENOUGH_GAP, effort_s)
-    if known is not None:
-        return known
-    start = start_of(modelled, None)
-    alike = tuple(len(node.costs) for node in modelled.draft.nodes)
-    if start is None and hints is not None and alike in hints:
-        start = Start(hints[alike])
-    answer = solve(
-        modelled.problem(None, ()),
-        start=start,
-        time_limit_s=effort_s,
-        enough_gap=ENOUGH_GAP,
-        quick=hints is not None,
-    )
-    keep(modelled, None, answer, effort_s if hints is None else 0.0)
-    if isinstance(answer, Infeasible):
-        return None
-    if hints is not None:
-        hints[alike] = answer.choices
-    return answer
-
-
-def _within_limit(m: Modelled, free: Solution, below: int | None = None) -> Solution | Infeasible:
-    """The solution without limit if it fits, or else the best that does and is below `below` ns."""
-    limit = m.prepared.request.memory_limit
-    if limit is None or m.timeline.curve(m.draft, free.choices).max(initial=0) <= limit:
-        return free
-    return _search(m, limit, diagnose=False, below=below)
-
-
-def limited(modelled: Modelled, meshes: int = 1, models: Sequence[Modelled] = ()) -> Solution:
-    """The best choices under the request's memory limit.
-
-    Args:
-      meshes: how many were tried, of which this one came nearest.
-      models: of the others, whose answers may hold less.
-
-    Raises:
-      InfeasibleError: with the smallest limit that is feasible, or the least that was found.
-    """
-    limit = modelled.prepared.request.memory_limit
-    answer = _search(modelled, limit, diagnose=True)
-    if isinstance(answer, Solution):
-        return answer
-    known = least_peak([modelled, *models])
-    if known is None or known[1].peak_bytes >= (answer.smallest_limit or NO_LIMIT):
-        raise _infeasible(modelled, answer, limit, meshes)
-    nearest, least = known
-    told = Infeasible(least.peak_bytes, least.choices, proven=False)
-    raise _infeasible(nearest, told, limit, meshes)
-
-
-def _other(modelled: Modelled) -> Solution:
-    """The best choices of a draft with one value fixed otherwise, from the same crowded moments.
-
-    Raises:
-      InfeasibleError: none fit; no smaller limit is looked for.
-    """
-    answer = _search(modelled, modelled.prepared.request.memory_limit, diagnose=False)
-    if isinstance(answer, Infeasible):
-        raise InfeasibleError("nothing fits with this sharding")
-    return answer
-
-
-def _search(
-    modelled: Modelled, limit: int | None, *, diagnose: bool, enough_gap: float = ENOUGH_GAP,
-    end: float = np.inf, below: int | None = None,
-) -> Solution | Infeasible:  # fmt: skip
-    """Solves, and again with more rows where the answer exceeds its limit at another moment.
-
-    The limit of an answer that nothing fits is the smallest one that it found.
-    """
-    effort_s = modelled.prepared.request.time_limit_s
-    known = answer_from(modelled, limit, enough_gap, effort_s)
-    if known is not None:
-        return known
-    effort_s = effort_s if below is None else 0.0
-    d, timeline = modelled.draft, modelled.timeline
-    began = time.monotonic()
-    limit_s = max(min(modelled.prepared.request.time_limit_s, end - began), _LEAST_S)
-    rows = (*first_rows(d, timeline), *modelled.crowded) if limit is not None else ()
-    start = start_of(modelled, limit)
-    answer: Solution | Infeasible = Infeasible(None)
-    for _ in range(MOST_ROUNDS):
-        answer = solve(
-            modelled.problem(limit, rows), start=start,
-            time_limit_s=limit_s, enough_gap=enough_gap, diagnose=diagnose, began_s=began,
-            below=below,
-        )  # fmt: skip
-        most = limit if isinstance(answer, Solution) else answer.smallest_limit
-        told = isinstance(answer, Infeasible) and not diagnose
-        if told or most is None or answer.choices is None or limit is None:
-            keep(modelled, limit, answer, effort_s)
-            return answer
-        more = violated(d, timeline, answer.choices, most)
-        if not more:
-            keep(modelled, limit, answer, effort_s)
-            return answer
-        modelled.crowded.extend(more)
-        rows = (*rows, *more)
-        start = _further(start, answer)
-    if isinstance(answer, Solution):
-        answer = Infeasible(int(timeline.curve(d, answer.choices).max()), answer.choices)
-    return replace(answer, proven=False)
-
-
-def _further(start: Start | None, answer: Solution | Infeasible) -> Start:
-    """Where the search goes on after an answer to the problem with fewer rows."""
-    low = 0 if start is None else start.bound
-    if isinstance(answer, Infeasible):
-        return Start(answer.choices, low)
-    return Start(answer.choices, max(low, answer.bound), answer.prices)
-
-
-def _infeasible(
-    modelled: Modelled, answer: Infeasible, limit: int | None, meshes: int
-) -> InfeasibleError:
-    culprits = _culprits(modelled)
-    if answer.smallest_limit is None or answer.choices is None or limit is None:
-        return InfeasibleError(_CONTRADICTION + blame(culprits, "at all"))
-    d, timeline = modelled.draft, modelled.timeline
-    smallest = max(answer.smallest_limit, int(timeline.curve(d, answer.choices).max()))
-    about = "" if answer.proven else " (about: the search for it was cut short)"
-    if meshes > 1:
-        about += f" with the mesh {d.mesh}, which came nearest of {meshes}"
-    return InfeasibleError(
-        f"no plan fits {size(limit)} per device; the smallest limit that works is {smallest} bytes "
-        f"({size(smallest)}){about}. {at_peak(d, timeline, answer.choices)}"
-        + blame(culprits, f"within {size(limit)}"),
-        smallest,
-    )
-
-
-def _culprits(modelled: Modelled) -> list[Statement]:
-    """The pins that leave no plan; none where that is so without them, or time runs out."""
-    r = modelled.prepared.request
-    end = time.monotonic() + min(r.time_limit_s, MOST_BLAME_S)
-
-    def can_hold(kept: Sequence[Statement]) -> bool:
-        if time.monotonic() > end:
-            raise OutOfTime
-        values = {v for s in kept for v in s.values}
-        results = {i for s in kept for i in s.results}
-        request = replace(
-            r,
-            pins={v: pin for v, pin in r.pins.items() if v in values},
-            results={i: pin for i, pin in r.results.items() if i in results},
-        )
-        return _can_fit(model(prepare(request)), end)
-
-    stated = statements_of(r.traced, dict(r.pins), dict(r.results), r.mesh.names)
-    try:
-        return conflict(stated, can_hold)
-    except OutOfTime:
-        return []
-
-
-def _can_fit(m: Modelled, end: float) -> bool:
-    """Whether any plan fits the limit.
-
-    Raises:
-      OutOfTime: nothing was found before `end`.
-    """
-    free = unlimited(m)
-    limit = m.prepared.request.memory_limit
-    if free is None or limit is None or m.timeline.curve(m.draft, free.choices).max() <= limit:
-        return free is not None
-    answer = _search(m, limit, diagnose=False, enough_gap=1.0, end=end)
-    if isinstance(answer, Infeasible) and time.monotonic() > end:
-        raise OutOfTime
-    return isinstance(answer, Solution)
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+from xshard.one_model import ENOUGH_GAP
 from xshard.pipeline.bounds import Bound, Counts, StageTable, spans
 from xshard.pipeline.cuts import Cuts
 from xshard.pipeline.recomputed import Recomputed
 from xshard.pipeline.solver import StagePlan, StagePlans, StageSolver, TooLargeError, part_ns_of
-from xshard.planning import ENOUGH_GAP
 from xshard.schedules import Schedule, Times, in_flight, simulate
 
 MOST_PLANNED = 4

@@ -21,7 +21,7 @@ from xshard.pipeline.cuts import Cuts
 from xshard.pipeline.pinned import Pinned
 from xshard.pipeline.solver import StagePlans, StageSolver, TooLargeError
 from xshard.place import mesh_shapes
-from xshard.planning import limited
+from xshard.refusal import limited
 from xshard.run.call import Call
 from xshard.schedules import Schedule, Times, build
 from xshard.spec import MeshShape, num_shards

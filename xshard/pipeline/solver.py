@@ -21,10 +21,11 @@ from xshard.cost.cluster import Cluster
 from xshard.cost.measured import Measured
 from xshard.errors import InfeasibleError, PlanError
 from xshard.ir.graph import Address
+from xshard.one_model import Hints
 from xshard.pipeline.cuts import CutStep
 from xshard.pipeline.pinned import Pinned
 from xshard.plan.plan import Plan
-from xshard.planning import Hints, Relaxed, Unfit, described, fastest, fitting, relaxed
+from xshard.planning import Relaxed, Unfit, described, fastest, fitting, relaxed
 from xshard.prepare import Modelled, Prepared, Request, model
 from xshard.recall import forced
 from xshard.run.annotate import Constraints, annotate

@@ -19,6 +19,7 @@ from xshard.plan.records import (
     PlannedCollective,
     PlannedOp,
     RecomputedLayers,
+    Template,
     Trial,
 )
 from xshard.spec import MeshShape, Spec
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Alternative", "CostSources", "LiveTensor", "MemoryCurve", "MemoryPart", "Plan",
     "PlannedArray", "PlannedCollective", "PlannedOp", "RecomputedLayers",
-    "Trial",
+    "Template", "Trial",
 ]  # fmt: skip
 
 
@@ -93,6 +94,9 @@ class Plan:
     _alternatives: Callable[[str], tuple[Alternative, ...]] | None = field(
         default=None, compare=False, repr=False
     )
+    _templates: Callable[[], tuple[Template, ...]] | None = field(
+        default=None, compare=False, repr=False
+    )
     _step: object = field(default=None, compare=False, repr=False)  # what `xshard.verify` compiles
     _replan: Callable[..., Plan] | None = field(default=None, compare=False, repr=False)
 
@@ -110,6 +114,16 @@ class Plan:
     def predicted_peak_bytes(self) -> int:
         """Predicted peak memory of one device, in bytes."""
         return self.peak_bytes
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        """What well-known ways to split the step would take on this mesh, the fastest first.
+
+        Data parallel, FSDP, Megatron and expert parallel, each at its best under the same costs and
+        in as many microbatches, whether it fits the memory limit or not. Found when they are first
+        asked for. None of a plan that was read, of a step without a state, or on one device.
+        """
+        return () if self._templates is None else self._templates()
 
     def __repr__(self) -> str:
         from xshard.plan.text import summary

@@ -157,6 +157,23 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True)
+class Template:
+    """A well-known way to split the step on the plan's mesh, and what its best plan would cost.
+
+    Attributes:
+      name: "data parallel", "FSDP", "Megatron" or "expert parallel".
+      roles: what each mesh axis does: (its name, "data", "shard", "model" or "expert").
+      time_ns: predicted step time, whether it fits the memory limit or not.
+      peak_bytes: predicted peak memory per device.
+    """
+
+    name: str
+    roles: tuple[tuple[str, str], ...]
+    time_ns: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RecomputedLayers:
     """A chain of equal layers, of which the first are recomputed in the backward pass.
 

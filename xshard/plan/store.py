@@ -21,7 +21,7 @@ from xshard.plan.plan import Plan
 
 SCHEMA = "xshard.plan"
 VERSION = 3
-UNSAVED = frozenset({"seconds", "_alternatives", "_step", "_replan"})
+UNSAVED = frozenset({"seconds", "_alternatives", "_templates", "_step", "_replan"})
 """Fields that are not part of the decision."""
 _MEND = "save the plan again with plan.save(path)"
 

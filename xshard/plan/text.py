@@ -14,6 +14,7 @@ from xshard.plan.plan import (
     PlannedArray,
     PlannedCollective,
     PlannedOp,
+    Template,
     Trial,
 )
 from xshard.plan.table import Part, Table
@@ -51,6 +52,7 @@ def tables(plan: Plan) -> dict[str, Table]:
         _ops(plan),
         _collectives(plan),
         _peak(plan),
+        _templates(plan),
     )
     return {table.title: table for table in found if table.rows}
 
@@ -227,6 +229,24 @@ def _peak(plan: Plan) -> Table:
     foot = f"and {len(left)} others, {size(sum(t.nbytes for t in left))} together" if left else ""
     columns = ("tensor", "array", ">on a device", "source")
     return Table("Live at the peak", columns, rows, foot)
+
+
+def _templates(plan: Plan) -> Table:
+    """Well-known ways to split the step, against this plan."""
+    rows = tuple(_template_row(t, plan) for t in plan.templates)
+    return Table(
+        "Against templates", ("", "mesh axes", ">time", ">of the plan's", ">peak memory"), rows
+    )
+
+
+def _template_row(t: Template, plan: Plan) -> tuple[str, ...]:
+    fits = plan.memory_limit is None or t.peak_bytes <= plan.memory_limit
+    peak = size(t.peak_bytes) + ("" if fits else ", does not fit")
+    over: dict[str, list[str]] = {}
+    for axis, role in t.roles:
+        over.setdefault(role, []).append(axis)
+    how = ", ".join(f"{role} over {'×'.join(axes)}" for role, axes in over.items())
+    return t.name, how, duration(t.time_ns), f"{t.time_ns / max(1, plan.objective_ns):.2f}×", peak
 
 
 def _peak_row(tensor: LiveTensor) -> tuple[str, ...]:

@@ -89,6 +89,8 @@ def _sections(
     bars = collective_bars(plan)
     if bars is not None:
         yield _section("Communication by mesh axes", bars, plain(tables["Communication"]))
+    if "Against templates" in tables:
+        yield _section("Against templates", plain(tables["Against templates"]))
     yield from _lost(plan, explained)
     if against is not None:
         yield _section("The other plan", *_other(plan, against))
