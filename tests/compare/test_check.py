@@ -14,7 +14,10 @@ from jax.sharding import PartitionSpec as P
 import xshard
 from tests.rules.cases import per_example_gradient
 from xshard.compare.difference import difference, perturbed
+from xshard.compare.rounding import rounding_otherwise
+from xshard.ir.trace import trace
 from xshard.rules import conv
+from xshard.run.annotate import AS_TRACED, Constraints, annotate
 
 ADAM = optax.adam(1e-2)
 
@@ -47,6 +50,22 @@ def test_rounding_is_no_difference_and_nothing_is_donated(mesh: Any) -> None:
     assert "equal to the step on one device" in str(found)
     assert len(found.results) == len(jax.tree.leaves(jax.eval_shape(step_of_zero_gradients, *args)))
     assert not args[0][0]["w"].is_deleted()
+
+
+def test_sums_that_round_alike_on_one_device(mesh: Any) -> None:
+    """A gradient that is zero for all inputs: other inputs do not show what its rounding may be."""
+
+    def centred(x: Any) -> Any:
+        return (x - x.mean(0)).sum(0) ** 2
+
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(64, 4)), jnp.float32)
+    off = [
+        float(annotate(trace(centred, (rows,)), Constraints(mesh(1)), numbers)(rows)[0].max())
+        for numbers in (AS_TRACED, rounding_otherwise(AS_TRACED))
+    ]
+    assert off[1] > 10 * off[0]
+    step = xshard.auto_shard(centred, mesh(8), in_specs=P("x"))
+    assert step.check(rows).ok
 
 
 def test_a_step_in_microbatches_is_held_against_the_whole_batch(mesh: Any) -> None:

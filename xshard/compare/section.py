@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from xshard._jax import JaxprEqn, free_of_mesh, is_array_aval
 from xshard.compare.difference import Difference, difference, perturbed
+from xshard.compare.rounding import rounding_otherwise
 from xshard.ir.graph import Address
 from xshard.run.annotate import AS_TRACED, Constraints, Frame, Key, Numbers
 from xshard.run.bodies import entered
@@ -71,7 +72,8 @@ class Section:
         near = [[perturbed(x, seed + 2 * i) for i, x in enumerate(args)] for seed in (0, 1)]
         for keys in self._chunks(args):
             plain = self._returning(self.plain, keys)
-            expected, others = plain(args), [plain(row) for row in near]
+            otherwise = self._returning(self.plain, keys, otherwise=True)
+            expected, others = plain(args), [*map(plain, near), otherwise(args)]
             actual = self._returning(self.sharded, keys)(self.place(args))
             for key, a, e, *p in zip(keys, actual, expected, *others, strict=True):
                 found = difference("", a, e, p)
@@ -100,19 +102,23 @@ class Section:
         return found[0], values
 
     def _evaluate(
-        self, told: Constraints, args: Sequence[Any], watch: Watch | None = None
-    ) -> list[Any]:
-        frame = replace(Frame.of(told, self.consts, self.numbers), watch=watch)
+        self, told: Constraints, args: Sequence[Any], watch: Watch | None = None,
+        *, otherwise: bool = False,
+    ) -> list[Any]:  # fmt: skip
+        numbers = rounding_otherwise(self.numbers) if otherwise else self.numbers
+        frame = replace(Frame.of(told, self.consts, numbers), watch=watch)
         with free_of_mesh():
             return frame.evaluate(self.jaxpr, entered(frame, args, self.at), self.at)
 
-    def _returning(self, told: Constraints, keys: tuple[Key, ...]) -> Callable[..., list[Any]]:
+    def _returning(
+        self, told: Constraints, keys: tuple[Key, ...], *, otherwise: bool = False
+    ) -> Callable[..., list[Any]]:
         def run(args: Sequence[Any]) -> list[Any]:
             watch = Watch()
-            self._evaluate(told, args, watch)
+            self._evaluate(told, args, watch, otherwise=otherwise)
             return [watch.made[key] for key in keys]
 
-        return self._runs.setdefault((id(told), keys), jax.jit(run))
+        return self._runs.setdefault((id(told), keys, otherwise), jax.jit(run))
 
     def _chunks(self, args: Sequence[Any]) -> Iterator[tuple[Key, ...]]:
         """Keys of all values, in program order, as many at a time as a run returns."""
