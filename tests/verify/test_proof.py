@@ -170,7 +170,9 @@ def test_where_jax_left_the_plugin_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(bool(missing("tpu")), reason=missing("tpu") or "installed")
-def test_tpus_that_are_not_here() -> None:
-    found = xshard.verify(planned("tpu-v5e:8"))
+@pytest.mark.parametrize("count", [1, 2, 6, 8])
+def test_tpus_that_are_not_here(count: int) -> None:
+    """Also fewer than a host has, and numbers that make no square of hosts."""
+    found = xshard.verify(planned(f"tpu-v5e:{count}", (count,)))
     assert found.platform == "tpu"
     assert found.predicted.arguments == found.compiled.arguments

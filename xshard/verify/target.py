@@ -114,10 +114,12 @@ def _register_cuda() -> None:
 def _tpu(cluster: Cluster) -> list[Any]:
     target, count = cluster.device.compile_for["target"], cluster.num_devices
     accelerator = {"TPU_ACCELERATOR_TYPE": f"{target['accelerator']}-{min(count, 4)}"}
+    rows = next(n for n in range(math.isqrt(count), 0, -1) if count % n == 0)
+    sides = rows, count // rows
+    host = [*(math.gcd(side, 2) for side in sides), 1]  # chips of one host, where sides allow 2×2
     with _environment({**_TPU_ENVIRONMENT, **accelerator}):
-        rows = 1 << (int(math.log2(count)) // 2)
-        name = f"{target['topology']}:{rows}x{count // rows}"
-        found = topologies.get_topology_desc(name, "tpu").devices
+        name = f"{target['topology']}:{sides[0]}x{sides[1]}"
+        found = topologies.get_topology_desc(name, "tpu", chips_per_host_bounds=host).devices
     if len(found) != count:
         raise ValueError(f"{name} has {len(found)} devices")
     return found
