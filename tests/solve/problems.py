@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from xshard.solve.check import Violation, check, evaluate
+from xshard.solve.check import Violation, check, evaluate, peak_of
 from xshard.solve.problem import FORBIDDEN, Edge, Node, Problem, Row
 
 EMPTY = np.zeros(0, np.int64)
@@ -59,14 +59,23 @@ def _row(rng, t, nodes, edges):
 
 
 def brute_force(problem):
-    """(least objective or None, least peak over all allowed choices or None)."""
+    """(least objective or None, least peak over all allowed choices or None).
+
+    With several limits, the peak is what the largest becomes where all are raised alike.
+    """
     best, peak = None, None
     for choices in product(*(range(len(n.costs)) for n in problem.nodes)):
         objective, live, _ = evaluate(problem, choices)
         if objective >= FORBIDDEN:
             continue
+        limit = max(problem.limits, default=problem.limit)
+        if problem.limits:
+            live = max(
+                limit - problem.limits[s] + peak_of(problem, choices, s)[0]
+                for s in range(len(problem.limits))
+            )
         peak = live if peak is None else min(peak, live)
-        if problem.limit is None or live <= problem.limit:
+        if limit is None or live <= limit:
             best = objective if best is None else min(best, objective)
     return best, peak
 

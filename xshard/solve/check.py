@@ -63,7 +63,7 @@ def objective_of(problem: Problem, choices: Sequence[int]) -> int:
 
 
 def evaluate(problem: Problem, choices: Sequence[int]) -> tuple[int, int, int | None]:
-    """(objective, peak bytes, index of the first row at the peak).
+    """(objective, peak bytes of any stage, index of the first row at the peak).
 
     The index is None without rows, and where the peak is at a time of the spans.
     """
@@ -94,10 +94,22 @@ def check(problem: Problem, choices: Sequence[int]) -> int:
             a, b = problem.nodes[edge.a].name, problem.nodes[edge.b].name
             pair = f"({choices[edge.a]}, {choices[edge.b]})"
             raise Violation(f"edge {a} – {b}: the pair {pair} is forbidden")
-    objective, peak, worst = evaluate(problem, choices)
-    if problem.limit is not None and peak > problem.limit:
-        at = f"time {peak_of_spans(problem, choices)[1]}"
-        if worst is not None:
-            at = f"row {problem.rows[worst].name or worst}"
-        raise Violation(f"{at}: {peak} bytes live, the limit is {problem.limit}")
-    return objective
+    for stage in range(max(1, len(problem.limits))):
+        peak, at = peak_of(problem, choices, stage)
+        limit = problem.limit_of(stage)
+        if limit is not None and peak > limit:
+            where = f" in stage {stage}" if problem.limits else ""
+            raise Violation(f"{at}{where}: {peak} bytes live, the limit is {limit}")
+    return objective_of(problem, choices)
+
+
+def peak_of(problem: Problem, choices: Sequence[int], stage: int = 0) -> tuple[int, str]:
+    """The most bytes that are live in a stage at one time, and where that is."""
+    peak, time = peak_of_spans(problem, choices, stage)
+    at, here = f"time {time}", [t for t, row in enumerate(problem.rows) if row.stage == stage]
+    if here:
+        live = Ledger.of(problem).live_bytes(problem, choices)[here]
+        if live.max() >= peak:
+            worst = here[int(live.argmax())]
+            peak, at = int(live.max()), f"row {problem.rows[worst].name or worst}"
+    return peak, at

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from xshard.errors import InfeasibleError, ProblemError
-from xshard.solve.check import check, evaluate
-from xshard.solve.problem import Infeasible, Start
+from xshard.solve.check import check, peak_of
+from xshard.solve.problem import Infeasible, Problem, Start
 from xshard.solve.problem_io import Json, load_choices, load_problem, solution_json
 from xshard.solve.search import Progress, solve
 
@@ -38,9 +38,10 @@ def run_solve(
     if sys.stderr.isatty():
         sys.stderr.write("\n")
     if isinstance(answer, Infeasible):
-        raise InfeasibleError(_why(answer, problem.limit), answer.smallest_limit)
+        raise InfeasibleError(_why(answer, problem), answer.smallest_limit)
     check(problem, answer.choices)
-    found = solution_json(problem, answer, evaluate(problem, answer.choices)[1])
+    stages = range(max(1, len(problem.limits)))
+    found = solution_json(problem, answer, [peak_of(problem, answer.choices, s)[0] for s in stages])
     if output:
         _write(output, json.dumps(found) + "\n")
     return found
@@ -86,14 +87,18 @@ def _show(progress: Progress) -> None:
     sys.stderr.flush()
 
 
-def _why(answer: Infeasible, limit: int | None) -> str:
-    if answer.smallest_limit is None or limit is None:
+def _why(answer: Infeasible, problem: Problem) -> str:
+    smallest, limits = answer.smallest_limit, problem.limits or (problem.limit or 0,)
+    if smallest is None:
         return "forbidden choices and pairs leave no choices at all; no limit would help"
+    given = ", ".join(map(str, limits))
+    found = ", ".join(str(n + smallest - max(limits)) for n in limits)
+    several = len(limits) > 1
     if answer.proven:
-        return (
-            f"nothing fits {limit} bytes; the smallest limit that works is {answer.smallest_limit}"
-        )
+        what = "limits that work, all raised alike, are" if several else "limit that works is"
+        return f"nothing fits {given} bytes; the smallest {what} {found}"
+    what = "limits, all raised alike, for what was found are" if several else "peak found is"
     return (
-        f"nothing was found that fits {limit} bytes; the smallest peak found is "
-        f"{answer.smallest_limit}, try that limit or a longer --time-limit"
+        f"nothing was found that fits {given} bytes; the smallest {what} {found}, try "
+        f"{'those limits' if several else 'that limit'} or a longer --time-limit"
     )

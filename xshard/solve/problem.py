@@ -13,6 +13,9 @@ and, at every time $t$, for the nodes with a span $[\mathrm{first}, \mathrm{last
 
 $$\sum_{i: \mathrm{first}_i \le t < \mathrm{last}_i} \mathrm{usage}_i[c_i] \le \mathrm{limit}.$$
 
+Where devices differ in what they hold (the stages of a pipeline, kinds of devices), each row and
+each node's span belongs to a stage with a limit of its own.
+
 A cost of `FORBIDDEN` or more means that the choice (or pair) is not allowed. A node may stand for
 many isomorphic ops: its costs then carry their number, and $n_{ti}$ counts how many of them are
 live in row $t$.
@@ -55,7 +58,11 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Live memory at one moment: indices into nodes and edges, and how many of each are live."""
+    """Live memory at one moment: indices into nodes and edges, and how many of each are live.
+
+    Attributes:
+      stage: whose limit holds, where a problem has several.
+    """
 
     nodes: Ints
     node_counts: Ints
@@ -63,10 +70,15 @@ class Row:
     edge_counts: Ints
     base: int = 0
     name: str = ""
+    stage: int = 0
 
 
 def _no_spans() -> Ints:
     return np.zeros((0, 3), np.int64)
+
+
+def _no_stages() -> Ints:
+    return np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,8 @@ class Problem:
       spans: (node, first, last): the node's usage is live at all times in [first, last). Shape
         (spans, 3). Where nodes live long this is a thousand times smaller than rows; `with_rows`
         states it as rows, which is what all the exact parts of the solver read.
+      limits: in bytes, one for each stage; empty where `limit` holds for all.
+      stages: the stage of each node, where its span counts; empty where all are in the first.
     """
 
     nodes: tuple[Node, ...]
@@ -87,6 +101,8 @@ class Problem:
     limit: int | None = None
     constant: int = 0
     spans: Ints = field(default_factory=_no_spans)
+    limits: tuple[int, ...] = ()
+    stages: Ints = field(default_factory=_no_stages)
 
     def verify(self) -> Problem:
         """Returns self if shapes and indices fit together; AssertionError otherwise."""
@@ -103,7 +119,26 @@ class Problem:
         assert self.spans.shape[1:] == (3,), "spans are (node, first, last)"
         assert not len(self.spans) or (self.spans[:, 0] < len(self.nodes)).all()
         assert (self.spans[:, 1] <= self.spans[:, 2]).all(), "a span ends before it begins"
+        self._verify_stages()
         return self
+
+    def span_stages(self) -> Ints:
+        """The stage of each span."""
+        if not len(self.stages):
+            return np.zeros(len(self.spans), np.int64)
+        return self.stages[self.spans[:, 0]]
+
+    def limit_of(self, stage: int) -> int | None:
+        """The limit of a stage."""
+        return self.limits[stage] if self.limits else self.limit
+
+    def _verify_stages(self) -> None:
+        assert not self.limits or self.limit is None, "one limit for all, and one for each stage"
+        assert min(self.limits, default=0) >= 0, "a limit is negative"
+        known = max(1, len(self.limits))
+        assert len(self.stages) in (0, len(self.nodes)), "there is not one stage for each node"
+        for stage in {*self.stages.tolist(), *(row.stage for row in self.rows)}:
+            assert 0 <= stage < known, f"stage {stage} has no limit; there are {known}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +188,8 @@ class Infeasible:
 
     Attributes:
       smallest_limit: the smallest limit in bytes for which choices exist (proven if `proven`);
-        None if no limit helps, because forbidden pairs leave no choices.
+        None if no limit helps, because forbidden pairs leave no choices. Of several limits: what
+        the largest becomes where all are raised by the same until choices exist.
       choices: choices that reach it.
       bound: where only cheaper choices were asked for: no choices that fit cost less than that.
     """

@@ -9,9 +9,13 @@
                  "edges": [], "edge_counts": []}],
        "usage_limit": 50, "constant": 0}}
 
+Several limits, `"usage_limit": [50, 80]`, are of stages: `"stages": [0, 1]` among the nodes says in
+which the interval of each node counts, `"stage": 1` in a row whose limit it is; 0 where they are
+left out.
+
 The public format of the intra-operator parallelism contest is this without names, rows, usages of
-edges and a constant. Costs of an edge are row-major, the first node's choices as rows. A cost of
-1e17 or more (or null, or Infinity) means that the choice or pair is not allowed.
+edges, stages and a constant. Costs of an edge are row-major, the first node's choices as rows. A
+cost of 1e17 or more (or null, or Infinity) means that the choice or pair is not allowed.
 """
 
 from __future__ import annotations
@@ -66,14 +70,14 @@ def save_problem(problem: Problem, path: str | Path, name: str = "") -> None:
     Path(path).write_bytes(gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text)
 
 
-def solution_json(problem: Problem, solution: Solution, peak_bytes: int) -> Json:
-    """What `xshard solve` writes."""
+def solution_json(problem: Problem, solution: Solution, peaks_bytes: list[int]) -> Json:
+    """What `xshard solve` writes; with several limits, the peak of each stage."""
     return {
         "objective": solution.objective,
         "bound": solution.bound,
         "gap": solution.gap,
-        "peak_bytes": peak_bytes,
-        "limit_bytes": problem.limit,
+        "peak_bytes": peaks_bytes if problem.limits else peaks_bytes[0],
+        "limit_bytes": list(problem.limits) or problem.limit,
         "wall_s": round(solution.wall_s, 3),
         "choices": list(solution.choices),
     }
@@ -123,11 +127,20 @@ def _problem(p: Json) -> Problem:
     )
     edges = _edges(p.get("edges") or {"nodes": [], "costs": []}, nodes)
     rows = tuple(_row(r, len(nodes), len(edges)) for r in p.get("rows") or ())
-    limit = p.get("usage_limit")
-    spans = _spans(n.get("intervals"), len(nodes)) if limit is not None else _spans(None, 0)
-    return Problem(
-        nodes, edges, rows, None if limit is None else int(limit), int(p.get("constant", 0)), spans
-    )
+    limit, limits = _limits(p.get("usage_limit"))
+    spans = _spans(n.get("intervals") if limits or limit is not None else None, len(nodes))
+    given = n.get("stages")
+    stages = _ints(given, len(nodes), "stages of nodes") if given else np.zeros(0, np.int64)
+    constant = int(p.get("constant", 0))
+    return Problem(nodes, edges, rows, limit, constant, spans, limits, stages)
+
+
+def _limits(given: Any) -> tuple[int | None, tuple[int, ...]]:
+    """One limit for all, or those of the stages."""
+    if not isinstance(given, list):
+        return None if given is None else int(given), ()
+    limits = cast(list[int], given)
+    return None, tuple(_ints(limits, len(limits), "limits").tolist())
 
 
 def _edges(e: Json, nodes: tuple[Node, ...]) -> tuple[Edge, ...]:
@@ -198,7 +211,7 @@ def _row(r: Json, nodes: int, edges: int) -> Row:
     _same(f"row {name}", nodes=n, node_counts=counts[0])
     _same(f"row {name}", edges=m, edge_counts=counts[1])
     a, b, c, d = (np.array(x, np.int64) for x in (n, counts[0], m, counts[1]))
-    return Row(a, b, c, d, int(r.get("base", 0)), name)
+    return Row(a, b, c, d, int(r.get("base", 0)), name, int(r.get("stage", 0)))
 
 
 def _index(i: Any, size: int, what: str) -> int:
@@ -226,22 +239,28 @@ def problem_json(problem: Problem, name: str = "") -> Json:
         "costs": [n.costs.tolist() for n in problem.nodes],
         "usages": [n.usage.tolist() for n in problem.nodes],
     }
+    if len(problem.spans):
+        nodes["intervals"] = intervals
+    if len(problem.stages):
+        nodes["stages"] = problem.stages.tolist()
     return {
         "name": name,
-        "nodes": {**nodes, "intervals": intervals} if len(problem.spans) else nodes,
+        "nodes": nodes,
         "edges": {
             "nodes": [[e.a, e.b] for e in edges],
             "costs": [e.costs.reshape(-1).tolist() for e in edges],
             "usages": [None if e.usage is None else e.usage.reshape(-1).tolist() for e in edges],
         },
         "rows": [_row_json(r) for r in problem.rows],
-        "usage_limit": problem.limit,
+        "usage_limit": list(problem.limits) or problem.limit,
         "constant": problem.constant,
     }
 
 
 def _row_json(row: Row) -> Json:
+    stage: Json = {"stage": row.stage} if row.stage else {}
     return {
+        **stage,
         "name": row.name,
         "base": row.base,
         "nodes": row.nodes.tolist(),

@@ -19,13 +19,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from xshard.solve.check import Ledger
 from xshard.solve.exact import MANY_CHOICES, constrained, num_choices, unconstrained
+from xshard.solve.one_limit import OneLimit
 from xshard.solve.peak import tidied
 from xshard.solve.problem import Infeasible, Problem, Solution, Start
+from xshard.solve.reduce import Reduced
 from xshard.solve.spans import as_rows
 from xshard.solve.state import LEAST_S, Budget, Choices, Progress, State
 
@@ -74,21 +77,52 @@ def solve(
       A Solution that `check` accepts; or Infeasible, with the smallest limit that is feasible, or
       with a bound that shows that nothing is below `below`.
     """
-    problem.verify()
-    tell = on_progress or _silent
-    if len(problem.spans) and not problem.rows and not _is_small(problem):
+    base = _stated(problem.verify())
+    began_s = time.monotonic() if began_s is None else began_s
+    if start is not None and start.choices is not None:
+        start = replace(start, choices=_extended(start.choices, base.problem))
+    if len(base.problem.spans):
         from xshard.solve.large import solve_spans  # brings Numba, which plans do not need
 
-        return solve_spans(
-            problem, time_limit_s=time_limit_s, workers=workers, seed=seed, began_s=began_s,
+        tell = on_progress or _silent
+        answer = solve_spans(
+            base.problem, time_limit_s=time_limit_s, workers=workers, seed=seed, began_s=began_s,
             start=start,
             report=lambda s, stage, best, bound: tell(Progress(s, stage, best, bound)),
         )  # fmt: skip
-    problem = as_rows(problem) if len(problem.spans) else problem
-    began_s = time.monotonic() if began_s is None else began_s
+        return _inverted(base, answer)
     effort_s = time_limit_s * DETERMINISTIC_SHARE
     budget = Budget(effort_s, began_s + max(time_limit_s, LEAST_S), workers, seed, began_s)
-    search = State(problem, Ledger.of(problem), budget, tell, enough_gap, diagnose, below, quick)
+    search = State(
+        base.problem, Ledger.of(base.problem), budget, on_progress or _silent, enough_gap,
+        diagnose, below, quick,
+    )  # fmt: skip
+    return _inverted(base, _searched(search, start, catch_interrupt=catch_interrupt))
+
+
+def _stated(problem: Problem) -> Reduced:
+    """The problem with one limit, and with rows unless its spans are many."""
+    base = Reduced(problem, ()).then(OneLimit.find(problem))
+    small = base.problem.rows or _is_small(base.problem)
+    return Reduced(as_rows(base.problem), base.chain) if small else base
+
+
+def _extended(choices: Choices, problem: Problem) -> Choices:
+    """With the only choices of nodes that `OneLimit` added."""
+    return (*choices, *[0] * (len(problem.nodes) - len(choices)))
+
+
+def _inverted(base: Reduced, answer: Solution | Infeasible) -> Solution | Infeasible:
+    """The answer in terms of the problem that was given."""
+    if answer.choices is None:
+        return answer
+    return replace(answer, choices=base.invert(answer.choices))
+
+
+def _searched(
+    search: State, start: Start | None, *, catch_interrupt: bool
+) -> Solution | Infeasible:
+    """The stages, unless the start is an answer."""
     if start is not None:
         _begin(search, start)
     try:
@@ -119,7 +153,7 @@ def least_peak(problem: Problem) -> Choices | None:
 
 def _is_small(problem: Problem) -> bool:
     """Whether the exact search is the better one."""
-    return (
+    return not len(problem.spans) or (
         num_choices(problem) <= MANY_CHOICES
         and len(problem.spans) * len(np.unique(problem.spans[:, 1:])) <= MANY_COUNTS
     )

@@ -13,9 +13,16 @@ from xshard.solve.problem import Problem, Row
 _NONE = np.zeros(0, np.int64)
 
 
-def peak_of_spans(problem: Problem, choices: Sequence[int]) -> tuple[int, int]:
-    """The most bytes that are alive at one time, and the first such time; (0, 0) without spans."""
-    nodes, first, last = (problem.spans[:, k] for k in range(3))
+def peak_of_spans(
+    problem: Problem, choices: Sequence[int], stage: int | None = None
+) -> tuple[int, int]:
+    """The most bytes that are alive at one time, and the first such time; (0, 0) without spans.
+
+    Args:
+      stage: spans of this one only; None: all.
+    """
+    spans = problem.spans if stage is None else problem.spans[problem.span_stages() == stage]
+    nodes, first, last = (spans[:, k] for k in range(3))
     usage = [int(problem.nodes[i].usage[choices[i]]) for i in map(int, nodes)]
     amounts = np.array(usage, np.int64)
     times, at = np.unique(np.concatenate([first, last]), return_inverse=True)
@@ -29,7 +36,9 @@ def peak_of_spans(problem: Problem, choices: Sequence[int]) -> tuple[int, int]:
 
 
 def as_rows(problem: Problem) -> Problem:
-    """The same problem with a row for each moment that matters, and no spans."""
+    """The same problem, of one limit, with a row for each moment that matters, and no spans."""
+    if not len(problem.spans):
+        return problem
     nodes = problem.spans[:, 0]
     first, last, count = moments(problem.spans[:, 1], problem.spans[:, 2])
     rows: list[Row] = []
