@@ -70,7 +70,7 @@ def test_the_search_equals_brute_force() -> None:
     taken = {}
     for counts in all_counts(len(s.cuts.cut.units), 2):
         plans = s.planned(counts, (0, 0)).make()
-        taken[counts] = step_ns(s.schedule, [p.part_ns for p in plans.stages])
+        taken[counts] = step_ns(s.simulation, [p.part_ns for p in plans.stages])
     best = min(taken.values())
     assert taken[found.counts] <= best / (1 - 0.005)
     assert 0 < s.bound_ns <= best

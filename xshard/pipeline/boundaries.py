@@ -9,14 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf
 
 from xshard.one_model import ENOUGH_GAP
 from xshard.pipeline.bounds import Bound, Counts, StageTable, spans
 from xshard.pipeline.cuts import Cuts
 from xshard.pipeline.recomputed import Recomputed
-from xshard.pipeline.solver import StagePlan, StagePlans, StageSolver, TooLargeError, part_ns_of
-from xshard.schedules import Schedule, Times, in_flight, simulate
+from xshard.pipeline.solver import (
+    Loose,
+    StagePlan,
+    StagePlans,
+    StageSolver,
+    TooLargeError,
+    part_ns_of,
+)
+from xshard.schedules import Schedule, Simulation, Times, in_flight
 
 MOST_PLANNED = 4
 """Boundaries whose stages are planned."""
@@ -43,7 +51,7 @@ class Found:
     plans: StagePlans
 
 
-@dataclass(slots=True)
+@dataclass
 class BoundarySearch:
     """The search for one schedule.
 
@@ -67,6 +75,7 @@ class BoundarySearch:
     _table: StageTable | None = None
     _plans: dict[tuple[Counts, Counts], StagePlans] = field(default_factory=dict)
     _saved: dict[int, float | None] = field(default_factory=dict)
+    _loose: dict[Hashable, Loose] = field(default_factory=dict)
 
     @property
     def table(self) -> StageTable:
@@ -92,7 +101,7 @@ class BoundarySearch:
 
     @property
     def best_ns(self) -> float:
-        """The predicted time of a step, transfers apart; infinite if nothing was found."""
+        """The predicted time of a step; infinite if nothing was found."""
         return min(self.tried.values(), default=inf)
 
     def run(self, below: float = inf) -> Found | None:
@@ -154,13 +163,19 @@ class BoundarySearch:
             parts = part_ns_of(one.staged, loose)
             alone[k] = self._bound(parts, free.bound, free.objective)
         bounds = [alone[k] if k in alone else alone[first[c]] for k, c in enumerate(contents)]
-        return StageTable(contents, self._flying(), bounds)
+        return StageTable(contents, self.flying, bounds)
 
-    def _flying(self) -> list[int]:
+    @cached_property
+    def flying(self) -> tuple[int, ...]:
         """By stage, the microbatches whose residuals it holds at most."""
         schedule = self.schedule
         held, chunks = in_flight(schedule), schedule.num_stages // schedule.num_groups
-        return [-(-held[g].residuals // chunks) for g in schedule.placement]
+        return tuple(-(-held[g].residuals // chunks) for g in schedule.placement)
+
+    @cached_property
+    def simulation(self) -> Simulation:
+        """Of the schedule."""
+        return Simulation.of(self.schedule)
 
     def _plan(self, counts: Counts, table: StageTable) -> None:
         """Plans those stages that are not known, and enters them."""
@@ -190,33 +205,40 @@ class BoundarySearch:
         kept = self.planned(counts, (0,) * len(counts))
         ranges: dict[int, Recomputed] = {}
         for s, (count, k) in enumerate(zip(counts, known, strict=True)):
-            peak = kept.loose(s).relaxed.peak_bytes if k is None else 0
+            peak = self._peak_bytes(counts, kept, s, 0) if k is None else 0
             if peak > limit:
                 saved = self._saved.get(table.in_flight[s])
                 ranges[s] = Recomputed(count, limit, peak, saved)
-        return self._fitting(counts, none, ranges, table)
+        if any(r.saved is None for r in ranges.values()):
+            every = self.planned(counts, counts)
+            for s, r in ranges.items():
+                r.see(r.count, self._peak_bytes(counts, every, s, r.count))
+        return self._fitting(counts, none, ranges)
 
-    def _fitting(
-        self, counts: Counts, given: Counts, ranges: dict[int, Recomputed], table: StageTable
-    ) -> Counts:
+    def _fitting(self, counts: Counts, given: Counts, ranges: dict[int, Recomputed]) -> Counts:
         """Looks at the peaks of some numbers of recomputed units, all open stages at a time."""
         found = list(given)
         for _ in range(MOST_PEAKS):
             opened = [s for s, r in ranges.items() if not r.done]
             if not opened:
                 break
-            if all(ranges[s].saved is None for s in opened):
-                opened = [max(opened, key=lambda s: table.in_flight[s])]
             for s in opened:
                 found[s] = ranges[s].guess()
             plans = self.planned(counts, tuple(found))
             for s in opened:
-                ranges[s].see(found[s], plans.loose(s).relaxed.peak_bytes)
-            _share(ranges, opened[0], table.in_flight)
+                ranges[s].see(found[s], self._peak_bytes(counts, plans, s, found[s]))
         for s, r in ranges.items():
             found[s] = r.best()
-            self._saved.setdefault(table.in_flight[s], r.saved)
+            self._saved.setdefault(self.table.in_flight[s], r.saved)
         return tuple(found)
+
+    def _peak_bytes(self, counts: Counts, plans: StagePlans, stage: int, again: int) -> int:
+        """Of a stage's fastest specs; stages that differ in microbatches in flight share them."""
+        start, stop = spans(counts)[stage]
+        key = self.table.content(start, stop), again
+        if key not in self._loose:
+            self._loose[key] = plans.loose(stage)
+        return self.solver.peak_bytes(self._loose[key], self.table.in_flight[stage])
 
     def planned(self, counts: Counts, recomputed: Counts) -> StagePlans:
         """The stages, to be planned."""
@@ -226,7 +248,7 @@ class BoundarySearch:
             alone = len(counts) != s.num_stages
             self._plans[counts, recomputed] = StagePlans(
                 cut, range(len(counts)) if alone else s.placement,
-                [1] * len(counts) if alone else self._flying(), self.solver,
+                [1] * len(counts) if alone else self.flying, self.solver,
             )  # fmt: skip
         return self._plans[counts, recomputed]
 
@@ -248,32 +270,24 @@ class BoundarySearch:
         once = [0.0] * s.num_groups
         for k, b in enumerate(stages):
             once[s.placement[k]] += max(0, b.total_ns - s.microbatches * b.each_ns)
-        return simulate(s, Times(tasks)).makespan_ns + max(once)
+        return self.simulation.makespan_ns(Times(tasks)) + max(once)
 
     def _step_ns(self, keys: Sequence[Hashable]) -> float:
         """The predicted time of a step; infinite if a stage does not fit."""
         if any(key not in self.parts for key in keys):
             return inf
-        return step_ns(self.schedule, [self.parts[key] for key in keys])
+        return step_ns(self.simulation, [self.parts[key] for key in keys])
 
 
-def _share(ranges: Mapping[int, Recomputed], seen: int, in_flight: Sequence[int]) -> None:
-    """What a unit saves on one stage is about what it saves on others, a microbatch in flight."""
-    saved = ranges[seen].saved
-    for s, r in ranges.items():
-        if r.saved is None and saved is not None:
-            r.saved = saved * in_flight[s] / in_flight[seen]
-
-
-def step_ns(schedule: Schedule, stages: Sequence[Parts]) -> int:
+def step_ns(simulation: Simulation, stages: Sequence[Parts]) -> int:
     """The predicted time of a step, transfers apart.
 
     Args:
       stages: times of each stage's parts.
     """
-    parts = {(s, p): found.get(p, 0) for s, found in enumerate(stages) for p in schedule.parts}
-    once = [0] * schedule.num_groups
-    for stage, found in enumerate(stages):
-        more = sum(ns for part, ns in found.items() if part not in schedule.parts)
-        once[schedule.placement[stage]] += more
-    return simulate(schedule, Times(parts)).makespan_ns + max(once)
+    s = simulation.schedule
+    tasks = {(k, part): found.get(part, 0) for k, found in enumerate(stages) for part in s.parts}
+    once = [0] * s.num_groups
+    for k, found in enumerate(stages):
+        once[s.placement[k]] += sum(ns for part, ns in found.items() if part not in s.parts)
+    return simulation.makespan_ns(Times(tasks)) + max(once)

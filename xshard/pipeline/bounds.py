@@ -91,8 +91,11 @@ class StageTable:
 
     def key(self, stage: int, start: int, stop: int) -> Hashable:
         """Equal for stages that have equal plans."""
-        last = stop == len(self.contents)
-        return self._of[start][stop - start], last, self.in_flight[stage]
+        return self.content(start, stop), self.in_flight[stage]
+
+    def content(self, start: int, stop: int) -> Hashable:
+        """Equal for stages of equal units."""
+        return self._of[start][stop - start], stop == len(self.contents)
 
     def learn(self, stage: int, start: int, stop: int, bound: Bound) -> None:
         """Enters a stage that was planned."""

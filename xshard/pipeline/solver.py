@@ -147,6 +147,12 @@ class StageSolver:
         held = with_in_flight(replace(modelled, prepared=prepared), graph.held, in_flight)
         return Loose(graph, in_flight, prepared, name, Relaxed(held, free))
 
+    def peak_bytes(self, loose: Loose, in_flight: int) -> int:
+        """The peak of a stage's best choices without a limit, with so many microbatches."""
+        modelled, free = self.free[loose.fingerprint]
+        held = replace(modelled, prepared=loose.prepared, answers=[])
+        return with_in_flight(held, loose.graph.held, in_flight).peak_bytes(free)
+
     def plan(self, staged: Staged, loose: Loose, below: int | None = None) -> StagePlan:
         """The best plan of a stage within the limit.
 

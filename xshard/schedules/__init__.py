@@ -3,9 +3,9 @@
 from xshard.schedules.build import SCHEDULES, build
 from xshard.schedules.check import InFlight, check, in_flight, order
 from xshard.schedules.schedule import BWD, FWD, WEIGHT, Schedule, Task
-from xshard.schedules.simulate import Timeline, Times, simulate
+from xshard.schedules.simulate import Simulation, Timeline, Times, simulate
 
 __all__ = [
-    "BWD", "FWD", "SCHEDULES", "WEIGHT", "InFlight", "Schedule", "Task", "Timeline", "Times",
-    "build", "check", "in_flight", "order", "simulate",
+    "BWD", "FWD", "SCHEDULES", "WEIGHT", "InFlight", "Schedule", "Simulation", "Task",
+    "Timeline", "Times", "build", "check", "in_flight", "order", "simulate",
 ]  # fmt: skip

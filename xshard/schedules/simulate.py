@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from xshard.schedules.check import order
 from xshard.schedules.schedule import Schedule, Task
@@ -59,8 +58,65 @@ class Timeline:
         return 1 - sum(self.busy_ns) / total if total else 0.0
 
 
-_order = lru_cache(maxsize=8)(order)
-"""Schedules are simulated many times, with other times."""
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """A table's tasks in an order in which they can run, to be run with several times.
+
+    Attributes:
+      kinds: stages and their parts, by number.
+      pairs: neighbouring stages on different groups, by number.
+      steps: of each task its kind, its group, and of each task that it waits for the place in this
+        order and the number of the pair, -1 on one group.
+    """
+
+    schedule: Schedule
+    tasks: tuple[Task, ...]
+    kinds: tuple[tuple[int, str], ...]
+    pairs: tuple[tuple[int, int], ...]
+    steps: tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...]
+
+    @staticmethod
+    def of(schedule: Schedule) -> Simulation:
+        """The simulation of a table.
+
+        Raises:
+          ScheduleError: groups wait for each other.
+        """
+        tasks, placement = tuple(order(schedule)), schedule.placement
+        place = {task: i for i, task in enumerate(tasks)}
+        kinds, pairs = dict[tuple[int, str], int](), dict[tuple[int, int], int]()
+
+        def wait(needed: Task, task: Task) -> tuple[int, int]:
+            away = placement[needed.stage] != placement[task.stage]
+            pair = needed.stage, task.stage
+            return place[needed], pairs.setdefault(pair, len(pairs)) if away else -1
+
+        steps = [
+            (kinds.setdefault((task.stage, task.part), len(kinds)), placement[task.stage],
+             tuple(wait(needed, task) for needed in schedule.waits_for(task)))
+            for task in tasks
+        ]  # fmt: skip
+        return Simulation(schedule, tasks, tuple(kinds), tuple(pairs), tuple(steps))
+
+    def spans(self, times: Times) -> tuple[list[int], list[int]]:
+        """Start and end of each task; each runs as soon as what it reads is there."""
+        take = [times.task_ns[kind] for kind in self.kinds]
+        between = [*(times.transfer_ns.get(pair, 0) for pair in self.pairs), 0]
+        free = [0] * self.schedule.num_groups
+        starts, ends = list[int](), list[int]()
+        for kind, group, waits in self.steps:
+            start = free[group]
+            for place, pair in waits:
+                ready = ends[place] + between[pair]
+                start = ready if ready > start else start
+            starts.append(start)
+            free[group] = end = start + take[kind]
+            ends.append(end)
+        return starts, ends
+
+    def makespan_ns(self, times: Times) -> int:
+        """When the last task ends."""
+        return max(self.spans(times)[1])
 
 
 def simulate(schedule: Schedule, times: Times) -> Timeline:
@@ -69,15 +125,6 @@ def simulate(schedule: Schedule, times: Times) -> Timeline:
     Raises:
       ScheduleError: groups wait for each other.
     """
-    free = [0] * schedule.num_groups
-    span: dict[Task, tuple[int, int]] = {}
-    for task in _order(schedule):
-        group = schedule.placement[task.stage]
-        start = free[group]
-        for needed in schedule.waits_for(task):
-            away = schedule.placement[needed.stage] != group
-            extra = times.transfer_ns.get((needed.stage, task.stage), 0) if away else 0
-            start = max(start, span[needed][1] + extra)
-        free[group] = start + times.task_ns[task.stage, task.part]
-        span[task] = start, free[group]
-    return Timeline(schedule, span)
+    simulation = Simulation.of(schedule)
+    spans = zip(*simulation.spans(times), strict=True)
+    return Timeline(schedule, dict(zip(simulation.tasks, spans, strict=True)))
