@@ -1,15 +1,17 @@
 """The plans of the GPT-3 study, scaled down to 8 virtual devices, run and compared.
 
     python -m benchmarks.gpt3_scaled PLANS [--configs 350M,39B] [--modes tensor,pipeline]
-        [--microbatch-sizes 1,2,4,8,16,32] [--time-limit 20] [--json F]
+        [--microbatch-sizes 1,2,4,8,16,32] [--schedules 1f1b,interleaved,zero_bubble]
+        [--stages 4] [--time-limit 20] [--json F]
 
 For each case of `python -m models.gpt3.tables` the plan is taken from the folder PLANS, or made and
-left there. What is kept of it: its mesh and groups of devices, halved until there are at most 8
-devices; its stages with their shares of the layers and of what is recomputed; its schedule; whether
-there are more microbatches than one; sequences in a microbatch, up to 8; and the specs of all
-parameters, moments and tokens, which are pinned. The model has 4 layers (8 where there are as many
-stages), a hidden size of 64, no dropout, and float32. Two steps are compared with `jax.jit` of the
-step on one device, as `benchmarks.pipelines` does it.
+left there: in stages if that is faster, or in so many `--stages`, under each of the schedules. What
+is kept of it: its mesh and groups of devices, halved until there are at most 8 devices; its stages
+with their shares of the layers and of what is recomputed; its schedule; whether there are more
+microbatches than one; sequences in a microbatch, up to 8; and the specs of all parameters, moments
+and tokens, which are pinned. The model has 4 layers (8 where there are as many stages), a hidden
+size of 64, no dropout, and float32. Two steps are compared with `jax.jit` of the step on one
+device, as `benchmarks.pipelines` does it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -258,15 +260,21 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[Mapping[str, Any], Any]]:
     for model, mode, rows in itertools.product(args.configs, args.modes, args.sizes):
         if CONFIGS[model].batch % rows:
             continue
-        path = args.plans / f"{model}-{mode}-{rows}.json"
-        if not path.exists():
-            case = Case(model, mode, rows, "v100-sxm2-32gb", LIMITS.get(rows, "30GB"))
-            try:
-                planned(case, args.time_limit).save(path)
-            except InfeasibleError:
-                yield {"model": model, "mode": mode, "sequences": rows}, None
-                continue
-        yield {"model": model, "mode": mode, "sequences": rows}, load_any(path)
+        case = Case(model, mode, rows, "v100-sxm2-32gb", LIMITS.get(rows, "30GB"))
+        for schedule in args.schedules if mode == "pipeline" else ("1f1b",):
+            if mode == "pipeline":
+                case = replace(case, schedule=schedule, stages=args.stages)
+            path, about = (
+                args.plans / case.file_name,
+                {"model": model, "mode": mode, "sequences": rows},
+            )
+            if not path.exists():
+                try:
+                    planned(case, args.time_limit).save(path)
+                except InfeasibleError:
+                    yield about, None
+                    continue
+            yield about, load_any(path)
 
 
 def main() -> int:
@@ -312,6 +320,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--modes", type=split, default=list(MODES))
     sizes = lambda text: list(map(int, split(text)))  # noqa: E731
     parser.add_argument("--microbatch-sizes", type=sizes, default=sizes(SIZES), dest="sizes")
+    parser.add_argument("--schedules", type=split, default=["1f1b"], help="of the mode pipeline")
+    stages = lambda text: int(text) if text.isdecimal() else text  # noqa: E731
+    parser.add_argument("--stages", type=stages, default="auto", help="of the mode pipeline")
     parser.add_argument("--time-limit", type=float, default=20.0, help="of one solve, in seconds")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser

@@ -35,13 +35,19 @@ HOST = 8
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a row is about; `cluster` is a kind of device, `memory_limit` bytes as text."""
+    """What a row is about; `cluster` is a kind of device, `memory_limit` bytes as text.
+
+    Attributes:
+      schedule, stages: of the mode pipeline: as `xshard.plan_pipeline` takes them.
+    """
 
     model: str
     mode: str
     microbatch_size: int
     cluster: str
     memory_limit: str
+    schedule: str = "1f1b"
+    stages: int | str = "auto"
 
     @property
     def config(self) -> GPT3Config:
@@ -52,7 +58,8 @@ class Case:
     def file_name(self) -> str:
         """Of its plan."""
         parts = self.model, self.mode, self.microbatch_size, self.cluster, self.memory_limit
-        return "-".join(map(str, parts)) + ".json"
+        stated = [x for x in (self.schedule, self.stages) if x not in ("1f1b", "auto")]
+        return "-".join(map(str, (*parts, *stated))) + ".json"
 
     def place(self) -> xshard.Cluster:
         """So many devices of the kind as the published run had."""
@@ -180,6 +187,7 @@ def planned(case: Case, time_limit: float) -> xshard.Plan | xshard.PipelinePlan:
         "microbatches": config.batch // case.microbatch_size, "remat": "auto",
     }  # fmt: skip
     if case.mode == "pipeline":
+        options |= {"pipeline": case.stages, "schedule": case.schedule}
         return xshard.plan_pipeline(*_step(config), **options)
     return xshard.plan(*_step(config), **options, plan_cache=False)
 

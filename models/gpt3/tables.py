@@ -2,8 +2,8 @@
 
     python -m models.gpt3.tables [--configs 350M,39B] [--modes tensor,pipeline]
         [--microbatch-sizes 1,2,4,8,16,32] [--memory-limit published] [--cluster v100-sxm2-32gb]
-        [--json rows.jsonl --resume] [--format markdown|csv|html] [--output FILE] [--verify]
-        [--plans FOLDER] [--workers 2]
+        [--schedule 1f1b] [--stages auto] [--json rows.jsonl --resume]
+        [--format markdown|csv|html] [--output FILE] [--verify] [--plans FOLDER] [--workers 2]
 
 No GPU is needed. A configuration is planned for the number of devices of its published run, eight
 a host, and for the best mesh of one and two axes; in the mode pipeline also in stages, if that is
@@ -106,7 +106,8 @@ def _cases(options: argparse.Namespace) -> "Iterator[Case]":
         if CONFIGS[model].batch % size == 0:
             limit = options.memory_limit
             limit = LIMITS.get(size, "30GB") if limit == "published" else limit
-            yield Case(model, mode, size, options.cluster, limit)
+            staged = (options.schedule, options.stages) if mode == "pipeline" else ()
+            yield Case(model, mode, size, options.cluster, limit, *staged)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"sequences in a microbatch; default: {SIZES}")  # fmt: skip
     add("--memory-limit", default="30GB", help='of a device, or "published"; default: 30GB')
     add("--cluster", default="v100-sxm2-32gb", help="kind of device; default: v100-sxm2-32gb")
+    add("--schedule", default="1f1b", help='of the mode pipeline; "auto" or a name; default: 1f1b')
+    add("--stages", type=_stages, default="auto", help='of the mode pipeline; default: "auto"')
     add("--time-limit", type=float, default=20.0, help="of one solve, in seconds")
     add("--json", type=Path, metavar="ROWS.jsonl", help="append each row there")
     add("--resume", action="store_true", help="do not plan again what stands in --json")
@@ -140,6 +143,10 @@ def _some(names: Sequence[str]) -> Callable[[str], list[str]]:
         return text.split(",")
 
     return parse
+
+
+def _stages(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def _sizes(text: str) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import jax
 import pytest
 
 import xshard
@@ -45,3 +47,12 @@ def test_what_is_compiled_is_within_the_limit() -> None:
     step = planned(40_000)
     found: Any = step._planned()
     assert 0 < found.compiled_bytes() <= 40_000
+
+
+def test_programs_that_were_looked_at_are_not_compiled_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with jax.log_compiles():
+        planned(40_000)(*args())
+    found = re.findall(r"Compiling jit\((\w+of_stage\w+)\)", caplog.text)
+    assert len(found) == len(set(found)) > 2

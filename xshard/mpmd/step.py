@@ -120,19 +120,28 @@ class Pipeline:
     def lower(self, platform: str | None = None) -> dict[int, jax.stages.Lowered]:
         """The programs of this process's groups, by their places among the staged ones.
 
+        JAX keeps what is compiled of them for runs, whose operands lie as these are said to.
+
         Args:
           platform: to lower for; None: that of the devices.
         """
         number, options = [self.staged.number], {"lowering_platforms": (platform,)}
 
-        def avals(linked: Linked) -> list[jax.ShapeDtypeStruct]:
+        def avals(linked: Linked, group: int) -> list[jax.ShapeDtypeStruct]:
             values = (*linked.carried, *(number * linked.numbered), *linked.reads)
-            return [struct(self.staged.avals[v]) for v in values]
+            kinds = [struct(self.staged.avals[v]) for v in values]
+            where = [self.layout.sharding(v, group) for v in values]
+            return [k.update(sharding=s) for k, s in zip(kinds, where, strict=True)]
 
         return {
-            at: one.jitted.trace(*avals(one)).lower(**(options if platform else {}))
+            at: one.jitted.trace(*avals(one, self._group_of(at))).lower(
+                **(options if platform else {})
+            )
             for at, one in self._linked.items()
         }
+
+    def _group_of(self, at: int) -> int:
+        return self.schedule.placement[self.staged.programs[at].stage]
 
     def local_bytes(self, h: Held) -> int:
         """What a device of its group holds of a value."""
@@ -247,9 +256,8 @@ class Pipeline:
         return frozenset(set.intersection(*always))
 
     def _first_shares(self) -> dict[int, Callable[[], tuple[Any, ...]]]:
-        group = lambda at: self.schedule.placement[self.staged.programs[at].stage]  # noqa: E731
         return {
-            at: self._linker.starts(linked.carried, group(at))
+            at: self._linker.starts(linked.carried, self._group_of(at))
             for at, linked in self._linked.items()
             if linked.carried
         }
