@@ -6,12 +6,14 @@
 `file`: the problem is solved, then with a lower limit, from nothing within the time limit and from
 the answer within a part of it. `gpt3`: a configuration is planned on its published number of GPUs,
 all meshes tried; then under a limit that its peak exceeds by a little, and with its largest
-argument pinned otherwise, by `Plan.replan` and by `xshard.plan`. Seconds are of the processor.
+argument pinned otherwise, by `Plan.replan` and by `xshard.plan`; with `--read`, by `replan` of the
+plan as the cache gives it, of which nothing but its answer is known. Seconds are of the processor.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -82,7 +84,10 @@ def of_gpt3(options: argparse.Namespace) -> list[tuple[object, ...]]:
         }  # fmt: skip
         return xshard.plan(make_train_step(config).train, *avals, **{**given, **changed})
 
-    first = planned()
+    with tempfile.TemporaryDirectory() as folder:
+        kept = folder if options.read else False
+        first = planned(plan_cache=kept)
+        first = planned(plan_cache=kept) if options.read else first
     lower = {"memory_limit": int(first.peak_bytes * options.share)}
     pinned = {"in_specs": _pinned(first, avals)}
     rows: list[tuple[object, ...]] = []
@@ -116,6 +121,7 @@ def main() -> None:
     parser.add_argument("--config", default="6.7B")
     parser.add_argument("--memory-limit", default="1000TB")
     parser.add_argument("--microbatches", type=int, default=1)
+    parser.add_argument("--read", action="store_true", help="again from a plan out of the cache")
     parser.add_argument("--no-limit", action="store_true", help="the pin alone")
     options = parser.parse_args()
     virtual_devices(1)

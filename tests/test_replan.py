@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import xshard
 from tests.steps import array, mix, mix_params, state, train
+from xshard import one_model
+from xshard.solve.problem import Problem
 
 
 def plan(**options: Any) -> xshard.Plan:
@@ -85,5 +91,59 @@ def test_what_does_not_fit_names_the_smallest_limit(first: xshard.Plan) -> None:
 
 
 def test_a_plan_from_a_file_cannot(first: xshard.Plan) -> None:
-    with pytest.raises(xshard.PlanError, match=r"plan the step with xshard\.plan"):
+    with pytest.raises(xshard.PlanError, match="plan the step with"):
         xshard.Plan.from_json(first.to_json()).replan(memory_limit="1GB")
+
+
+def sharded(**options: Any) -> xshard.ShardedStep:
+    """The same on the devices here."""
+    step = xshard.auto_shard(train([mix] * 2), 4, cost_db=False, profile=False, **options)
+    step.lower(state([mix_params(64)] * 2), array(128, 64))
+    return step
+
+
+def test_of_a_sharded_step() -> None:
+    plan = sharded(plan_cache=False).plan
+    pins: dict[str, Any] = {"in_specs": (None, jax.P("data"))}
+    agree(plan.replan(**pins), sharded(plan_cache=False, **pins).plan)
+    limit = int(0.9 * plan.peak_bytes)
+    tight = plan.replan(memory_limit=limit)
+    assert tight.peak_bytes <= limit and tight.objective_ns >= plan.bound_ns
+    args = state([mix_params(64)] * 2), array(128, 64)
+    again = xshard.auto_shard(train([mix] * 2), 4, cost_db=False, profile=False, plan=tight)
+    again.lower(*args)
+    assert again.plan.replan(memory_limit=2 * limit).objective_ns <= tight.objective_ns
+
+
+def test_a_sharded_step_keeps_no_array_for_it() -> None:
+    step = xshard.auto_shard(lambda x: (x * x).sum(), 4, profile=False, plan_cache=False)
+    x = jnp.ones((64, 64))
+    alive = weakref.ref(x)
+    step(x)
+    del x
+    gc.collect()
+    assert alive() is None
+    assert step.plan.replan(in_specs=jax.P("data")).arguments[0].pinned
+
+
+@pytest.mark.parametrize("limit", [None, "310kB"])
+def test_of_a_plan_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: Any):
+    def made(**more: Any) -> xshard.Plan:
+        args = state([mix_params(64)] * 2), array(128, 64)
+        options: dict[str, Any] = {"mesh": (2, 2), "memory_limit": limit, **more}
+        return xshard.plan(train([mix] * 2), *args, cluster="v100-sxm2-32gb:4", **options)
+
+    first, read = made(plan_cache=tmp_path), made(plan_cache=tmp_path)
+    assert set(read.seconds) == {"trace", "cache"}
+    under_a_limit, solve = list[bool](), one_model.solve
+
+    def watched(problem: Problem, **options: Any) -> Any:
+        under_a_limit.append(bool(problem.rows))
+        return solve(problem, **options)
+
+    monkeypatch.setattr(one_model, "solve", watched)
+    assert read.replan() == first  # known, and proven
+    assert not any(under_a_limit)
+    agree(read.replan(memory_limit="295kB"), made(memory_limit="295kB", plan_cache=False))
+    pins: dict[str, Any] = {"in_specs": (None, jax.P(None, "data"))}
+    agree(read.replan(**pins), made(**pins, plan_cache=False))

@@ -16,7 +16,7 @@ from xshard.cost.cluster import Cluster
 from xshard.cost.store import CostDb, known
 from xshard.errors import PlanError, TraceError
 from xshard.ir.trace import trace
-from xshard.making import Maker, PlannedStep, candidates_of, for_mesh, steps
+from xshard.making import Maker, candidates_of, steps
 from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.plan import PipelinePlan
 from xshard.outer import Outer
@@ -32,7 +32,7 @@ from xshard.plan_cache import best as plan_cache_best
 from xshard.prepare import prepare_all
 from xshard.profile.quick import Costs
 from xshard.profile.targets import Step
-from xshard.replan import Replan
+from xshard.replan import PlannedStep, Replan, for_mesh
 from xshard.run.call import Arguments
 from xshard.sharded import ShardedStep
 from xshard.spec import MeshShape

@@ -25,6 +25,7 @@ from xshard.plan_cache import PlanCacheOption, best
 from xshard.prepare import Prepared
 from xshard.profile.quick import Costs
 from xshard.profile.targets import Step
+from xshard.replan import PlannedStep, Replan, for_mesh
 from xshard.run.call import Arguments, Call, name_of
 from xshard.run.constraints import constraints_of
 from xshard.run.fit import within_limit
@@ -79,7 +80,8 @@ class Maker:
         first = candidates.for_plan(self.given) if self.given else candidates.first()
         candidates.know(_shared(lambda: self.costs.of(steps(first), list(self.place.devices.flat))))
         same = tuple(p.fingerprint for p in first)  # weak types make no other plan
-        under = partial(self._under, call, Outer(candidates), self.plans.get(same))
+        kept = call.without_arrays()  # what is made stays
+        under = partial(self._under, kept, Outer(candidates), self.plans.get(same))
         limit = self.asked.memory_limit
         if limit is None or self.given is not None or same in self.plans:
             made = under(limit)
@@ -91,7 +93,7 @@ class Maker:
     def _candidates(self, call: Call) -> Candidates:
         traced = trace(call.on_row(self.fun), call.row, call.static, call.labels)
         options = self.microbatches, self.batch_axes, self.remat
-        return candidates_of(traced, call, self.asked, *options)
+        return candidates_of(traced, call.without_arrays(), self.asked, *options)
 
     def _under(self, call: Call, outer: Outer, before: Plan | None, bound: int | None) -> Runnable:
         """The step of the plan that was given or made before, or else of the best one in bound."""
@@ -103,6 +105,9 @@ class Maker:
         else:
             confirm(plan, prepared.fingerprint)
             plan = plan if plan.memory_limit == limit else replace(plan, memory_limit=limit)
+        if before is None:
+            outer.told = (plan, False) if self.given is not None else outer.told
+            plan = replace(plan, _replan=Replan(self.fun, call, self.asked, outer))
         return built(
             self.fun, plan, prepared, call, self.place.mesh_of(plan),
             compiler_options=self.place.compiler_options(limit, recomputes=bool(plan.remat)),
@@ -119,15 +124,6 @@ def candidates_of(
         lambda t: asked.requests(t, call),
         microbatches, batch_axes, donated_values(traced, call), asked.time_limit_s, remat,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedStep:
-    """What a plan was made for, which `verify` compiles."""
-
-    fun: Callable[..., Any]
-    call: Call
-    prepared: Prepared
 
 
 def traced_for(
@@ -181,11 +177,6 @@ def _shared(make: Callable[[], Measured | None]) -> Measured | None:
 
     told = same_text(text)
     return found or (Measured.from_json(told) if told else None)
-
-
-def for_mesh(tried: list[Prepared], plan: Plan) -> Prepared:
-    """The one for the plan's mesh; another if there is none, which the check then refuses."""
-    return next((p for p in tried if p.request.mesh == plan.mesh), tried[0])
 
 
 def _check(plan: Plan, prepared: Prepared) -> None:

@@ -33,7 +33,7 @@ from xshard.plan.plan import Plan
 from xshard.plan.records import Trial
 from xshard.planning import Relaxed, Unfit, described, fitting, make_plan, planned, relaxed
 from xshard.prepare import Modelled, Prepared
-from xshard.recall import Models
+from xshard.recall import Models, learn
 from xshard.solve.problem import Solution
 from xshard.spec import MeshShape
 
@@ -59,11 +59,27 @@ class Outer:
     Attributes:
       before: where the last search ended, with which the next one begins.
       models: what was found, which a search with another limit or with more pins makes use of.
+      told: a plan that was made elsewhere, and whether its bound is proven under its limit.
     """
 
     candidates: Candidates
     before: int | None = None
     models: Models = field(default_factory=Models)
+    told: tuple[Plan, bool] | None = None
+
+    def learned(self) -> tuple[Modelled, Solution] | None:
+        """The model and the answer of the plan that was told, which the next search knows then."""
+        if self.told is None:
+            return None
+        (plan, proven), self.told = self.told, None
+        tried = self.candidates.for_plan(plan)
+        same = next((p for p in tried if p.fingerprint == plan.fingerprint), None)
+        if same is None:
+            return None
+        made = self.models.of(same)
+        found = learn(made, plan, proven=proven)
+        self.before = plan.microbatches if self.candidates.microbatches == "auto" else None
+        return None if found is None else (made, found)
 
     def best(self, limit: int | None) -> Plan:
         """The fastest plan within the limit.
@@ -72,6 +88,7 @@ class Outer:
           InfeasibleError: none fits.
           MicrobatchError: the stated number does not divide the batch, or the step is no sum.
         """
+        self.learned()
         c = self.candidates
         way, is_open = c.stated(), "auto" in (c.microbatches, c.remat)
         if not is_open or limit is None:

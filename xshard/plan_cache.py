@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from xshard.microbatching import Candidates
 from xshard.outer import Outer
 from xshard.plan.plan import Alternative, Plan
 from xshard.plan.store import load, save
+from xshard.planning import described
 
 PlanCacheOption = str | os.PathLike[str] | Literal[False] | None
 """A folder; None for the default one; False for no cache."""
@@ -65,7 +66,12 @@ def best(outer: Outer, limit: int | None, option: PlanCacheOption) -> Plan:
     kept = _read(path, candidates)
     if kept is not None:
         seconds = {"cache": time.perf_counter() - began}
-        return replace(kept, seconds=seconds, _alternatives=_later(outer, limit))
+        outer.told = kept, True
+        made = cache(partial(_described, outer, limit))
+        return replace(
+            kept, seconds=seconds, _alternatives=partial(_alternatives, made),
+            _templates=lambda: made().templates,
+        )  # fmt: skip
     made = outer.best(limit)
     _write(path, made)
     return made
@@ -140,16 +146,13 @@ def _write(path: Path, plan: Plan) -> None:
             old.unlink(missing_ok=True)
 
 
-def _later(outer: Outer, limit: int | None) -> Any:
-    """The alternatives of a plan that was read: planned when somebody asks for them."""
+def _described(outer: Outer, limit: int | None) -> Plan:
+    """A plan that was read, as it is where it is made: with alternatives and templates."""
+    found = outer.learned()
+    return outer.best(limit) if found is None else described(*found)
 
-    def ask(what: str) -> tuple[Alternative, ...]:
-        found = again()._alternatives  # pyright: ignore[reportPrivateUsage]
-        assert found is not None
-        return tuple(found(what))
 
-    @cache
-    def again() -> Plan:
-        return outer.best(limit)
-
-    return ask
+def _alternatives(made: Callable[[], Plan], what: str) -> tuple[Alternative, ...]:
+    found = made()._alternatives  # pyright: ignore[reportPrivateUsage]
+    assert found is not None
+    return tuple(found(what))

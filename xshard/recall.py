@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from xshard.ir.fold import Classes
+from xshard.plan.plan import Plan
 from xshard.plan.records import RecomputedLayers
 from xshard.prepare import Answer, Modelled, Prepared, Request, model
 from xshard.solve.check import objective_of
-from xshard.solve.draft import decode, encode
+from xshard.solve.draft import Assignment, Draft, decode, encode
 from xshard.solve.problem import FORBIDDEN, Infeasible, Problem, Solution, Start
 from xshard.spec import MeshShape
 
@@ -74,6 +75,39 @@ def keep(
     elif answer.choices is not None:
         found = _revalued(modelled, Answer(None, 0), answer.choices)
         modelled.answers.append(found)
+
+
+def learn(made: Modelled, plan: Plan, *, proven: bool) -> Solution | None:
+    """A plan's answer, from now on known of its model; None if it is not of this model.
+
+    Args:
+      plan: with the model's fingerprint.
+      proven: whether the plan's bound is one under its memory limit, after a search.
+    """
+    answer = Answer(plan.memory_limit, plan.bound_ns if proven else 0)
+    found = _revalued(made, answer, encode(made.draft, _assignment(made.draft, plan)))
+    if found.choices is None or found.objective != plan.objective_ns:
+        return None
+    effort_s = made.prepared.request.time_limit_s if proven else 0.0
+    made.answers.append(replace(found, effort_s=effort_s))
+    return Solution(found.choices, found.objective, found.bound)
+
+
+def _assignment(d: Draft, plan: Plan) -> Assignment:
+    """What a plan says of a draft's classes."""
+    strategies = tuple(
+        next((s for s in made if (s.factors, s.operands) == (op.factors, op.operands)), made[0])
+        for made, op in zip(d.strategies, plan.ops, strict=True)
+    )
+    outputs = (v for v in d.graph.outputs if v is not None)
+    of_value = {v: result.spec for v, result in zip(outputs, plan.results, strict=True)}
+    returned = {
+        (int(d.classes.value_class[v]), pin): of_value[v]
+        for i, pin in d.results.items()
+        if (v := d.graph.outputs[i]) is not None
+    }
+    copies = {(vc, phase): spec for vc, phase, spec in plan.copies}
+    return Assignment(strategies, plan.values, copies, returned)
 
 
 def least_peak(models: Sequence[Modelled]) -> tuple[Modelled, Answer] | None:

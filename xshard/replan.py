@@ -15,12 +15,26 @@ from typing import Any
 
 from xshard import garbage
 from xshard.asked import Asked
-from xshard.making import PlannedStep, for_mesh
 from xshard.outer import Outer
 from xshard.place import read_bytes
 from xshard.plan.plan import Plan
+from xshard.prepare import Prepared
 from xshard.recall import Models
 from xshard.run.call import Call
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """What a plan was made for, which `verify` compiles."""
+
+    fun: Callable[..., Any]
+    call: Call
+    prepared: Prepared
+
+
+def for_mesh(tried: list[Prepared], plan: Plan) -> Prepared:
+    """The one for the plan's mesh; another if there is none, which the check then refuses."""
+    return next((p for p in tried if p.request.mesh == plan.mesh), tried[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,7 @@ class Replan:
         given = {"in_specs": in_specs, "out_specs": out_specs}
         changed = {name: specs for name, specs in given.items() if specs is not ...}
         with garbage.kept():
+            outer.learned()
             if changed:
                 asked = replace(asked, **changed)
                 candidates = outer.candidates.asking(lambda t: asked.requests(t, self.call))

@@ -173,19 +173,21 @@ class Plan:
         """The best plan of the same step under another limit or other pins, from this one on.
 
         Nothing is traced, and what was found for this plan is made use of: under another limit it
-        takes a fraction of the time, and with further pins too.
+        takes a fraction of the time, and with further pins too. A plan that was read from the
+        cache, or given to `auto_shard`, is where the search begins. `auto_shard` takes the result
+        as `plan=`.
 
         Args:
           memory_limit, in_specs, out_specs: as of `xshard.plan`; `...`: as for this plan.
 
         Raises:
-          PlanError: the plan is not from `xshard.plan` in this process.
+          PlanError: the plan was read from a file, and no step was made with it.
           InfeasibleError, PinError: as of `xshard.plan`.
         """
         if self._replan is None:
             raise PlanError(
-                "this plan comes from a file or from auto_shard, which keep nothing to plan again "
-                "with; plan the step with xshard.plan, replan that, and pass the result as plan="
+                "this plan comes from a file, which keeps nothing to plan again with; plan the "
+                "step with xshard.plan or auto_shard, and replan that"
             )
         return self._replan(memory_limit, in_specs, out_specs)
 

@@ -9,7 +9,7 @@ from xshard.asked import Asked
 from xshard.cost.cluster import Cluster
 from xshard.errors import MeshError, VerifyError
 from xshard.ir.trace import trace
-from xshard.making import PlannedStep, traced_for
+from xshard.making import traced_for
 from xshard.mpmd.plan import PipelinePlan
 from xshard.pipeline.pinned import pinned
 from xshard.pipeline.planned import PlannedPipeline, planned_for
@@ -17,6 +17,7 @@ from xshard.pipeline.search import part_of
 from xshard.plan.plan import Plan
 from xshard.proof import one, stages
 from xshard.proof.target import Target
+from xshard.replan import PlannedStep
 from xshard.run.call import Arguments
 from xshard.verify.stages import PipelineVerification
 from xshard.verify.verification import Verification

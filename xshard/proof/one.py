@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
-from xshard.making import PlannedStep, built
+from xshard.making import built
 from xshard.plan.plan import Plan
 from xshard.plan.units import mesh_text
 from xshard.proof.target import Target
+from xshard.replan import PlannedStep
 from xshard.verify.step import audit_step
 from xshard.verify.verification import Memory, Verification
 

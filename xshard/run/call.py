@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from xshard._jax import typeof
 from xshard.errors import TraceError
@@ -61,6 +62,13 @@ class Call:
             arg if i in self.static else f(arg, *next(entries)) for i, arg in enumerate(self.row)
         )
 
+    def without_arrays(self) -> Call:
+        """The same with shapes in place of arrays, to be kept for longer than the call.
+
+        An argument whose class holds nothing but arrays is a list of its leaves.
+        """
+        return replace(self, row=self.map(_shapes))
+
     def key(self, *, weak: bool = True) -> Hashable:
         """Equal for two calls that one plan and one compiled program serve.
 
@@ -96,6 +104,18 @@ def as_tree(tree: Any, leaves: Sequence[Any]) -> Any:
         a is b for a, b in zip(jax.tree.leaves(made), leaves, strict=True)
     )
     return made if same else list(leaves)
+
+
+def _shapes(arg: Any) -> Any:
+    leaves, tree = jax.tree.flatten(arg)
+    return as_tree(tree, list(map(_shape, leaves)))
+
+
+def _shape(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array | np.ndarray | SplitArray):
+        return leaf
+    weak = bool(getattr(leaf, "weak_type", False))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak)
 
 
 def kind(leaf: Any) -> Hashable:
