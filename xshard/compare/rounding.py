@@ -2,9 +2,9 @@
 
 A gradient that is zero but for rounding, as that of a bias before a normalisation, is so for all
 inputs: changing these shows what one order of adding makes of it, and a sharded program has
-another. Here each addend of each sum is changed as inputs are (`difference.PERTURBATION`), up or
-down by chance. Each sum has its own chances: two sums of the same numbers may round alike on one
-device, and not on several.
+another. Here each addend of each sum, and the sum, is changed as inputs are
+(`difference.PERTURBATION`), up or down by chance. Each sum has its own chances: two sums of the same
+numbers may round alike on one device, and not on several.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ _ODD = 2654435769
 
 
 def rounding_otherwise(numbers: Numbers) -> Numbers:
-    """The numbers with every addend of a sum changed."""
+    """The numbers with every addend of a sum changed, and the sum."""
 
     seeds = itertools.count(1)
 
     def bind(eqn: JaxprEqn, ins: Sequence[Any], mesh: Mesh) -> Sequence[Any]:
-        sums = eqn.primitive.name in _SUMS
-        return numbers.bind(eqn, [_moved(x, next(seeds)) for x in ins] if sums else ins, mesh)
+        if eqn.primitive.name not in _SUMS:
+            return numbers.bind(eqn, ins, mesh)
+        sums = numbers.bind(eqn, [_moved(x, next(seeds)) for x in ins], mesh)
+        return [_moved(x, next(seeds)) for x in sums]
 
     return replace(numbers, bind=bind)
 
