@@ -49,8 +49,9 @@ COLUMNS = (
 HEAD = """# Programs of many libraries
 
 Written by `python -m benchmarks.programs --zoo --markdown docs/programs.md`, which says what the
-columns mean: three steps over a mesh of {mesh} virtual CPU devices, JAX {jax}. The last two columns
-are of `--time`, which wants a quiet machine.
+columns mean: three steps over a mesh of {mesh} virtual CPU devices, JAX {jax}, compiled with
+`XLA_FLAGS=--xla_backend_optimization_level=0`. The last two columns are of `--time`, which wants a
+quiet machine and no such flag.
 
 """
 ROUNDS = 7

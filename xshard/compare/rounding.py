@@ -3,8 +3,8 @@
 A gradient that is zero but for rounding, as that of a bias before a normalisation, is so for all
 inputs: changing these shows what one order of adding makes of it, and a sharded program has
 another. Here each addend of each sum, and the sum, is changed as inputs are
-(`difference.PERTURBATION`), up or down by chance. Each sum has its own chances: two sums of the same
-numbers may round alike on one device, and not on several.
+(`difference.PERTURBATION`), up or down by chance. Each sum has its own chances: two sums of the
+same numbers may round alike on one device, and not on several.
 """
 
 from __future__ import annotations
