@@ -146,8 +146,9 @@ class Scaled:
 
     def _pipeline(self) -> tuple[Any, Any]:
         from xshard.cost.cluster import Cluster
+        from xshard.pipeline.assemble import pipeline_plan
         from xshard.pipeline.pinned import pinned
-        from xshard.pipeline.search import cuts_of, divided_step, pipeline_plan
+        from xshard.pipeline.search import cuts_of, divided_step
         from xshard.pipeline.solver import StagePlans, StageSolver
         from xshard.schedules import build, in_flight
 

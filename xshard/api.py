@@ -21,9 +21,10 @@ from xshard.microbatching import read_number, read_remat
 from xshard.mpmd.plan import PipelinePlan
 from xshard.outer import Outer
 from xshard.pipeline.auto import AutoMaker, fastest
+from xshard.pipeline.groups import groups_of, read_stages
 from xshard.pipeline.pinned import pinned
 from xshard.pipeline.planned import PlannedPipeline
-from xshard.pipeline.search import PipelineSearch, donated_places, groups_of, read_stages
+from xshard.pipeline.search import PipelineSearch, donated_places
 from xshard.pipeline.step import PipelinedStep, pipeline_maker, refuse_unused, stages_of
 from xshard.place import MeshLike, Place, mesh_shapes, read_bytes, shapes_over
 from xshard.plan.plan import Plan

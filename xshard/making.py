@@ -86,7 +86,7 @@ class Maker:
         if limit is None or self.given is not None or same in self.plans:
             made = under(limit)
         else:
-            made = within_limit(under, call, limit, patience_s=3 * self.asked.time_limit_s)
+            made = within_limit(under, call, limit, self.asked.time_limit_s)
         self.plans[same] = made.plan
         return made
 

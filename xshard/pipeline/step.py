@@ -186,7 +186,7 @@ class PipelineMaker:
             return self.made(call, under, trials)
 
         return within_limit(
-            within, call, limit, 3 * self.time_limit_s, lambda made, _: made.compiled_bytes()
+            within, call, limit, self.time_limit_s, lambda made, _: made.compiled_bytes()
         )
 
     def made(

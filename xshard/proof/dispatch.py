@@ -11,9 +11,9 @@ from xshard.errors import MeshError, VerifyError
 from xshard.ir.trace import trace
 from xshard.making import traced_for
 from xshard.mpmd.plan import PipelinePlan
+from xshard.pipeline.groups import part_of
 from xshard.pipeline.pinned import pinned
 from xshard.pipeline.planned import PlannedPipeline, planned_for
-from xshard.pipeline.search import part_of
 from xshard.plan.plan import Plan
 from xshard.proof import one, stages
 from xshard.proof.target import Target

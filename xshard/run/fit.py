@@ -19,6 +19,10 @@ from xshard.run.hosts import agree_bytes
 MOST_TRIES = 4
 """How often a step is planned and compiled to meet a limit."""
 
+_PATIENCE = 3
+"""Time limits of one solve after which nothing further is begun that was not asked for: a user who
+states a limit for each solve waits for a few of them, not for all that could be tried."""
+
 NEAR = 0.6
 """Predictions below this part of the limit are not checked: none was found to be so far off."""
 
@@ -27,6 +31,11 @@ Step = TypeVar("Step")
 
 _SPARE = 0.99
 """The part of a lowered limit that is used, since another plan's prediction is off otherwise."""
+
+
+def patience_s(time_limit_s: float) -> float:
+    """How long plans are looked for once there is one, by the time limit of one solve."""
+    return _PATIENCE * time_limit_s
 
 
 def compiled_bytes(compiled: Any) -> int:
@@ -43,7 +52,7 @@ def of_one_program(current: Any, call: Call) -> int:
 
 
 def within_limit(
-    make: Callable[[int], Step], call: Call, limit: int, patience_s: float,
+    make: Callable[[int], Step], call: Call, limit: int, time_limit_s: float,
     needed: Callable[[Step, Call], int] = of_one_program,
 ) -> Step:  # fmt: skip
     """The step that needs at most `limit` bytes a device as it is compiled.
@@ -52,7 +61,7 @@ def within_limit(
       make: plans under a limit in bytes. Its InfeasibleError ends the search if it knows no limit
         that has a plan.
       call: the arguments to compile for.
-      patience_s: no further plan is tried after so many seconds.
+      time_limit_s: of one solve; no further plan is tried after `patience_s` of it.
       needed: compiles a step, and says what a device needs.
 
     Raises:
@@ -75,7 +84,7 @@ def within_limit(
         needs.append(agree_bytes(needed(current, call)))
         if needs[-1] <= limit:
             return current
-        if refused or agree_bytes(time.monotonic() - began > patience_s):
+        if refused or agree_bytes(time.monotonic() - began > patience_s(time_limit_s)):
             break
         target = int(min(peak, target) * limit / needs[-1] * _SPARE)
     if refused and len(needs) == 1:
