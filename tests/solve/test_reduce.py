@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +14,9 @@ from xshard.solve.check import evaluate
 from xshard.solve.drop import Drop
 from xshard.solve.eliminate import Eliminate
 from xshard.solve.merge import Merge
-from xshard.solve.problem import FORBIDDEN
+from xshard.solve.problem import FORBIDDEN, Edge, Node, Problem, Row, Solution
 from xshard.solve.reduce import Reduced, reduce
+from xshard.solve.search import solve
 from xshard.solve.trim import Trim
 
 TRIMMED = {"drop": Drop.find, "eliminate": Eliminate.find}
@@ -65,3 +67,26 @@ def test_reducing_twice_changes_nothing(seed):
     once = reduce(random_problem(seed, nodes=8)).problem
     twice = reduce(once).problem
     assert [len(n.costs) for n in once.nodes] == [len(n.costs) for n in twice.nodes]
+
+
+def test_a_hub_of_many_neighbours_that_turn_out_not_to_matter() -> None:
+    """More than an array has dimensions: each is one class to what is left of the way to it."""
+    leaf = Node("leaf", np.array([0, 1]), np.array([5, 1]))
+    between, hub = (
+        Node("between", np.zeros(3, int), np.zeros(3, int)),
+        Node("hub", np.array([1, 1]), np.zeros(2, int)),
+    )
+    nodes, edges = [hub], list[Edge]()
+    for _ in range(70):
+        nodes += [leaf, between]
+        middle = len(nodes) - 1
+        edges.append(Edge(middle - 1, middle, np.array([[0, 0, 1], [0, 0, 2]])))
+        edges.append(Edge(middle, 0, np.array([[0, 9], [9, 1], [4, 4]])))
+    leaves = np.arange(1, 141, 2)
+    one, none = np.ones(70, int), np.zeros(0, int)
+    problem = Problem(tuple(nodes), tuple(edges), (Row(leaves, one, none, none),), 300).verify()
+    left = Eliminate.find(problem, most_entries=1 << 13).apply(problem)
+    assert len(left.nodes) == 70 and not left.edges
+    answer = solve(problem, workers=1)
+    assert isinstance(answer, Solution) and answer.objective == answer.bound
+    assert left.constant == 1

@@ -32,13 +32,15 @@ class Table:
 
     @staticmethod
     def of(scope: tuple[int, ...], labels: Sequence[NDArray[np.intp]], values: Ints) -> Table:
-        """The table with its equal slices joined."""
+        """The table with its equal slices joined, over the nodes that it depends on."""
         out: list[NDArray[np.intp]] = []
         for axis, old in enumerate(labels):
             found = slices(values, axis)
             values = values.take(found.firsts, axis)
             out.append(found.labels[old])
-        return Table(scope, tuple(out), values)
+        kept = [axis for axis, size in enumerate(values.shape) if size != 1]
+        values = values.reshape([values.shape[axis] for axis in kept])
+        return Table(tuple(scope[k] for k in kept), tuple(out[k] for k in kept), values)
 
     def dense(self) -> Ints:
         """Costs over choices."""
