@@ -174,7 +174,7 @@ def compare(name: str, share: float) -> tuple[object, ...]:
     m = modelled(steps()[name]())
     free = unlimited(m)
     assert free is not None
-    peak = m.peak_bytes(free)
+    peak = m.peak_bytes(free.choices)
     for c in completed(m):
         time_ratio = f"{c.objective_ns / free.objective:.3f}"
         print(

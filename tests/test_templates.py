@@ -88,7 +88,7 @@ def test_a_template_is_an_allowed_answer_at_its_price(make: Callable[[], Modelle
     for c, _ in by_name(m).values():
         bare = Problem(tuple(m.draft.nodes), tuple(m.draft.edges))
         assert objective_of(bare, c.choices) == c.objective_ns
-        assert c.peak_bytes == m.timeline.curve(m.draft, c.choices).max()
+        assert c.peak_bytes == m.peak_bytes(c.choices)
 
 
 @pytest.mark.parametrize("make", [layers, conv_net])
@@ -180,7 +180,7 @@ def test_one_that_fits_is_the_answer_where_the_search_has_none(
     monkeypatch.setattr(refusal, "search", lambda *_, **__: nothing)
     request = replace(m.prepared.request, memory_limit=least.peak_bytes)
     m = replace(m, prepared=replace(m.prepared, request=request), answers=[])
-    assert m.peak_bytes(refusal.limited(m)) <= least.peak_bytes
+    assert m.peak_bytes(refusal.limited(m).choices) <= least.peak_bytes
     monkeypatch.setattr(refusal, "search", lambda *_, **__: replace(nothing, proven=True))
     with pytest.raises(InfeasibleError, match="contradict"):
         refusal.limited(replace(m, answers=[]))

@@ -38,7 +38,7 @@ def memory_curve(
       class_ns: the time of each class of ops in one step, with its collectives, of all members.
       step_ns: the time of the step; what `class_ns` leaves of it comes at the end.
     """
-    starts = _starts(d, class_ns, timeline.num_times)
+    starts = _starts(d, class_ns, timeline)
     end = max(int(starts[-1]), step_ns)
     by_kind = _by_kind(d, timeline, choices)
     firsts, peaks = _stretches(starts, by_kind.sum(axis=0), end)
@@ -52,12 +52,15 @@ def memory_curve(
     )
 
 
-def _starts(d: Draft, class_ns: Sequence[int], num_times: int) -> Ints:
+def _starts(d: Draft, class_ns: Sequence[int], timeline: Timeline) -> Ints:
     """When each moment (op) begins; the last moment is after all ops."""
     each = [ns // len(m) for ns, m in zip(class_ns, d.classes.members, strict=True)]
-    starts = np.zeros(num_times, dtype=np.int64)
-    durations = np.array(each, dtype=np.int64)[d.classes.op_class]
-    starts[1 : len(durations) + 1] = np.cumsum(durations)
+    durations = np.array(each, dtype=np.int64)[d.classes.op_class[timeline.ops]]
+    again = np.ones(len(durations), dtype=bool)
+    again[np.unique(timeline.ops[::-1], return_index=True)[1]] = False
+    durations[again[::-1]] = 0  # a copy for an op is made at a moment of its own
+    starts = np.zeros(timeline.num_times, dtype=np.int64)
+    starts[1:] = np.cumsum(durations)
     return starts
 
 
@@ -74,11 +77,13 @@ def _kinds(d: Draft, timeline: Timeline) -> Ints:
     outputs = {v for v in d.graph.outputs if v is not None}
     rows = zip(timeline.owner.tolist(), timeline.value.tolist(), timeline.last.tolist(),
                strict=True)  # fmt: skip
-    kinds = [KINDS.index(_kind(d, owner, v, last, outputs)) for owner, v, last in rows]
+    kinds = [
+        KINDS.index(_kind(d, owner, v, timeline.op_at(last), outputs)) for owner, v, last in rows
+    ]
     return np.array(kinds, dtype=np.int64)
 
 
-def _kind(d: Draft, owner: int, v: int, last: int, outputs: set[int]) -> str:
+def _kind(d: Draft, owner: int, v: int, reader: int, outputs: set[int]) -> str:
     producer = d.graph.values[v].producer
     if owner < 0:
         return "communication"
@@ -86,7 +91,7 @@ def _kind(d: Draft, owner: int, v: int, last: int, outputs: set[int]) -> str:
         return "arguments"
     if v in outputs:
         return "results"
-    made, used = d.graph.ops[producer].phase, d.graph.ops[min(last, len(d.graph.ops) - 1)].phase
+    made, used = d.graph.ops[producer].phase, d.graph.ops[reader].phase
     if (made, used) == ("fwd", "bwd"):
         return "kept for the backward pass"
     return "gradients" if (made, used) == ("bwd", "update") else "temporaries"

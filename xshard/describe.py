@@ -227,7 +227,7 @@ def _live(d: Draft, vc: int, copy: bool, rows: list[int], sizes: np.ndarray) -> 
 
 def alternatives(
     d: Draft,
-    timeline: Timeline,
+    peak_bytes: Callable[[tuple[int, ...]], int],
     plan: Plan,
     traced: Traced,
     solution: Solution,
@@ -252,7 +252,7 @@ def alternatives(
         specs = d.specs(d.value(vc).shape)
         chosen = int(index[solution.choices[node]])
         return tuple(
-            _alternative(d, timeline, plan, solve, node, index, i, specs[i], i == chosen)
+            _alternative(d, peak_bytes, plan, solve, node, index, i, specs[i], i == chosen)
             for i in sorted(set(index.tolist()))
         )
 
@@ -260,8 +260,9 @@ def alternatives(
 
 
 def _alternative(
-    d: Draft, timeline: Timeline, plan: Plan, solve: Callable[[Draft], Solution],
-    node: int, index: np.ndarray, wanted: int, spec: Spec, chosen: bool,
+    d: Draft, peak_bytes: Callable[[tuple[int, ...]], int], plan: Plan,
+    solve: Callable[[Draft], Solution], node: int, index: np.ndarray, wanted: int, spec: Spec,
+    chosen: bool,
 ) -> Alternative:  # fmt: skip
     if chosen:
         return Alternative(spec, plan.objective_ns, 0, plan.peak_bytes, True)
@@ -272,5 +273,5 @@ def _alternative(
         found = solve(replace(d, nodes=nodes))
     except InfeasibleError:
         return Alternative(spec, None, None, None)
-    peak = int(timeline.curve(d, found.choices).max(initial=0))
-    return Alternative(spec, found.objective, found.objective - plan.objective_ns, peak)
+    more_ns = found.objective - plan.objective_ns
+    return Alternative(spec, found.objective, more_ns, peak_bytes(found.choices))

@@ -132,7 +132,7 @@ def at_peak(d: Draft, timeline: Timeline, choices: tuple[int, ...]) -> str:
     ]
     t = int(np.argmax(timeline.curve(d, choices)))
     when = "at the end of the step"
-    if t < len(d.graph.ops):
-        op = d.graph.ops[t]
+    if t < len(timeline.ops):
+        op = d.graph.ops[timeline.op_at(t)]
         when = f"when {op.prim} runs" + (f" ({op.phase}, {op.source})" if op.source else "")
     return f"Largest live tensors at its peak, {when}:\n" + "\n".join(lines)

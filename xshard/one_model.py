@@ -57,7 +57,7 @@ def unlimited(
 def within_limit(m: Modelled, free: Solution, below: int | None = None) -> Solution | Infeasible:
     """The solution without limit if it fits, or else the best that does and is below `below` ns."""
     limit = m.prepared.request.memory_limit
-    if limit is None or m.timeline.curve(m.draft, free.choices).max(initial=0) <= limit:
+    if limit is None or m.peak_bytes(free.choices) <= limit:
         return free
     return search(m, limit, diagnose=False, below=below)
 
@@ -92,7 +92,7 @@ def search(
         if told or most is None or answer.choices is None or limit is None:
             keep(modelled, limit, answer, effort_s)
             return answer
-        more = violated(d, timeline, answer.choices, most)
+        more = violated(d, modelled.timeline_of(answer.choices), answer.choices, most)
         if not more:
             keep(modelled, limit, answer, effort_s)
             return answer
@@ -100,7 +100,7 @@ def search(
         rows = (*rows, *more)
         start = _further(start, answer)
     if isinstance(answer, Solution):
-        answer = Infeasible(int(timeline.curve(d, answer.choices).max()), answer.choices)
+        answer = Infeasible(modelled.peak_bytes(answer.choices), answer.choices)
     return replace(answer, proven=False)
 
 

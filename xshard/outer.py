@@ -408,7 +408,7 @@ class _Search:
         peak = None
         if answer is not None:
             chosen, solution = answer
-            peak = chosen.peak_bytes(solution)
+            peak = chosen.peak_bytes(solution.choices)
         self.trials.append(Trial(way.microbatches, time_ns, peak, way.recomputed, at_least))
 
     def _refuse(self) -> NoReturn:

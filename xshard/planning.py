@@ -70,10 +70,10 @@ def described(chosen: Modelled, solution: Solution) -> Plan:
     """The plan of a solution."""
     request, prices = chosen.prepared.request, chosen.prepared.prices
     plan = describe(
-        chosen.draft, chosen.timeline, solution, prices, request.traced,
+        chosen.draft, chosen.timeline_of(solution.choices), solution, prices, request.traced,
         fingerprint=chosen.prepared.fingerprint, limit=request.memory_limit,
     )  # fmt: skip
-    explain = alternatives(chosen.draft, chosen.timeline, plan, request.traced, solution,
+    explain = alternatives(chosen.draft, chosen.peak_bytes, plan, request.traced, solution,
                            lambda d: _other(forced(replace(chosen, draft=d), chosen)))  # fmt: skip
     return replace(
         plan,
@@ -130,7 +130,7 @@ class Relaxed:
     @property
     def peak_bytes(self) -> int:
         """Of the choices without a limit."""
-        return self.modelled.peak_bytes(self.free)
+        return self.modelled.peak_bytes(self.free.choices)
 
 
 def relaxed(

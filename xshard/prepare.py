@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from xshard.cost.cluster import Cluster
 from xshard.cost.fusion import Storage, storage
+from xshard.cost.kernels import Program, Sizes
 from xshard.cost.liveness import Liveness, liveness
 from xshard.cost.measured import Measured
 from xshard.cost.measured_prices import prices_of
-from xshard.cost.postpone import postponed
+from xshard.cost.moments import moments
 from xshard.cost.prices import ClusterPrices
 from xshard.fingerprint import fingerprint
 from xshard.ir.fold import Classes, fold
@@ -20,11 +24,14 @@ from xshard.rules import Rule, rule_of
 from xshard.solve.build import draft
 from xshard.solve.draft import Draft, Pin
 from xshard.solve.memory import Timeline, add_memory
-from xshard.solve.problem import Problem, Row, Solution
+from xshard.solve.problem import Problem, Row
+from xshard.solve.sizes import Choices, sizes_of
 from xshard.spec import MeshShape
 
 SMALLEST_COPY_BYTES = 1 << 14
 """Resharded copies of smaller arrays are left out of the memory model."""
+_MOST_TIMELINES = 32
+"""So many are kept of each model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,7 @@ class Request:
       microbatches: in how many the traced step runs.
       lanes: parts of each sum over the batch that it adds up after the loop.
       remat: of each chain of layers, how many are recomputed.
+      starts: the first equations of programs that the traced step has one behind the other.
     """
 
     traced: Traced
@@ -57,6 +65,7 @@ class Request:
     microbatches: int = 1
     lanes: int = 1
     remat: tuple[RecomputedLayers, ...] = ()
+    starts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +90,38 @@ class Prepared:
         r = self.request
         return fingerprint(r.traced.graph, r.mesh, str(r.cluster), r.pins, r.results)
 
-    def live(self) -> Liveness:
-        """When each value has memory."""
-        r, graph = self.request, self.request.traced.graph
-        aliased = {result: arg for result, arg in r.ties.items() if arg in r.donated}
-        hides = r.cluster.device.keeps is not None and r.mesh.num_devices > 1
-        key = hides, frozenset(aliased.items())
+    @property
+    def replaced(self) -> frozenset[int]:
+        """Values whose buffer is a donated argument's."""
+        return frozenset(self.storage.buffer[v] for v in self._aliased)
+
+    @property
+    def _aliased(self) -> dict[int, int]:
+        ties = self.request.ties.items()
+        return {result: arg for result, arg in ties if arg in self.request.donated}
+
+    def live(self, sizes: Sizes | None = None) -> Liveness:
+        """When each value has memory.
+
+        Args:
+          sizes: by which the compiler orders ops; None: as if all values were split alike.
+        """
+        if sizes is not None:
+            return self._live(sizes)
+        orders = self.request.cluster.device.keeps is not None
+        key = orders, self.request.starts, frozenset(self._aliased.items())
         if key not in self.lives:
-            late = postponed(graph, self.classes, self.rules) if hides else None
-            self.lives[key] = liveness(graph, self.storage, aliased, late)
+            nbytes = [v.nbytes for v in self.request.traced.graph.values]
+            self.lives[key] = self._live(Sizes(nbytes, replaced=self.replaced))
         return self.lives[key]
+
+    def _live(self, sizes: Sizes) -> Liveness:
+        order, graph = None, self.request.traced.graph
+        if self.request.cluster.device.keeps is not None:
+            kinds = [self.rules[c].kind for c in self.classes.op_class.tolist()]
+            program = Program.of(graph, self.storage, kinds, self.request.starts)
+            order = moments(program, sizes)
+        return liveness(graph, self.storage, self._aliased, order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +149,8 @@ class Modelled:
     """The problem of a prepared request.
 
     Attributes:
+      timeline: in the order in which ops would run if all values were split alike.
+      retime: the same in their order under some choices; None where that is always the same.
       crowded: moments that answers under a limit have exceeded; the next search begins with them.
       answers: what was found, or is known of a model that differs in pins alone.
     """
@@ -125,17 +158,35 @@ class Modelled:
     prepared: Prepared
     draft: Draft
     timeline: Timeline
+    retime: Callable[[Choices], Timeline] | None = None
     crowded: list[Row] = field(default_factory=list[Row])
     answers: list[Answer] = field(default_factory=list["Answer"])
+    _retimed: dict[Choices, Timeline] = field(default_factory=dict[Choices, Timeline])
 
     def problem(self, limit: int | None, rows: tuple[Row, ...]) -> Problem:
         """The plain instance, with these rows of live memory."""
         limited = rows if limit is not None else ()
         return Problem(tuple(self.draft.nodes), tuple(self.draft.edges), limited, limit)
 
-    def peak_bytes(self, solution: Solution) -> int:
+    def timeline_of(self, choices: Choices) -> Timeline:
+        """What is live when under these choices."""
+        if self.retime is None:
+            return self.timeline
+        if choices not in self._retimed:
+            if len(self._retimed) >= _MOST_TIMELINES:
+                self._retimed.clear()
+            self._retimed[choices] = self.retime(choices)
+        return self._retimed[choices]
+
+    def with_times(self, change: Callable[[Timeline], Timeline]) -> Modelled:
+        """The same with other intervals."""
+        retime = self.retime
+        changed = None if retime is None else lambda choices: change(retime(choices))
+        return replace(self, timeline=change(self.timeline), retime=changed, _retimed={})
+
+    def peak_bytes(self, choices: Choices) -> int:
         """The predicted peak of a device."""
-        return int(self.timeline.curve(self.draft, solution.choices).max(initial=0))
+        return int(self.timeline_of(choices).curve(self.draft, choices).max(initial=0))
 
 
 def prepare(request: Request) -> Prepared:
@@ -145,8 +196,7 @@ def prepare(request: Request) -> Prepared:
     classes = fold(graph, {**{v: pin for v, pin in keys.items() if pin}, **request.pins})
     rules = tuple(rule_of(graph, graph.ops[m[len(m) // 2]]) for m in classes.members)
     keeps = request.cluster.device.keeps
-    alone = request.mesh.num_devices == 1
-    stored = storage(graph, [rules[c] for c in classes.op_class.tolist()], keeps, alone)
+    stored = storage(graph, [rules[c] for c in classes.op_class.tolist()], keeps)
     prices = prices_of(graph, stored, request.cluster, request.mesh, request.measured)
     return Prepared(request, classes, rules, stored, prices)
 
@@ -190,4 +240,12 @@ def model(prepared: Prepared) -> Modelled:
     )  # fmt: skip
     device = r.cluster.device
     timeline = add_memory(d, prepared.storage, prepared.live(), SMALLEST_COPY_BYTES, device)
-    return Modelled(prepared, d, timeline)
+    if device.keeps is None:
+        return Modelled(prepared, d, timeline)
+
+    def retime(choices: Choices) -> Timeline:
+        live = prepared.live(sizes_of(d, timeline, choices, prepared.replaced))
+        changed = add_memory(d, prepared.storage, live, SMALLEST_COPY_BYTES, device)
+        return replace(changed, name=f"{zlib.crc32(np.array(choices).tobytes()):08x}@")
+
+    return Modelled(prepared, d, timeline, retime)

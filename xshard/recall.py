@@ -66,7 +66,8 @@ def keep(
     """Remembers an answer under a limit, of a search with that time limit."""
     if isinstance(answer, Solution):
         found = Answer(
-            limit, answer.bound, answer.choices, answer.objective, modelled.peak_bytes(answer),
+            limit, answer.bound, answer.choices, answer.objective,
+            modelled.peak_bytes(answer.choices),
             answer.prices, effort_s,
         )  # fmt: skip
         modelled.answers.append(found)
@@ -162,7 +163,8 @@ class Models:
         if like is None:
             return made
         known = [_revalued(made, a, _mapped(like, made, a)) for a in like.answers]
-        crowded = made.timeline.rows(int(row.name) for row in like.crowded) if like.crowded else ()
+        names = [int(row.name) for row in like.crowded if row.name.isdigit()]
+        crowded = made.timeline.rows(names) if names else ()
         return replace(made, answers=known, crowded=list(crowded))
 
     def _like(self, prepared: Prepared) -> Modelled | None:
@@ -210,8 +212,8 @@ def _revalued(modelled: Modelled, answer: Answer, choices: tuple[int, ...] | Non
     objective = objective_of(Problem(tuple(d.nodes), tuple(d.edges)), choices)
     if objective >= FORBIDDEN:
         return bare
-    peak = int(modelled.timeline.curve(d, choices).max(initial=0))
-    return replace(bare, choices=choices, objective=objective, peak_bytes=peak)
+    peak_bytes = modelled.peak_bytes(choices)
+    return replace(bare, choices=choices, objective=objective, peak_bytes=peak_bytes)
 
 
 def _cheapest(known: list[Answer], limit: int | None) -> Answer | None:

@@ -65,9 +65,11 @@ def infeasible(
     culprits = _culprits(modelled)
     if answer.smallest_limit is None or answer.choices is None or limit is None:
         return InfeasibleError(_CONTRADICTION + blame(culprits, "at all"))
-    d, timeline = modelled.draft, modelled.timeline
-    smallest = max(answer.smallest_limit, int(timeline.curve(d, answer.choices).max()))
+    d, timeline = modelled.draft, modelled.timeline_of(answer.choices)
+    smallest = max(answer.smallest_limit, modelled.peak_bytes(answer.choices))
     about = "" if answer.proven else " (about: the search for it was cut short)"
+    if not about and modelled.retime is not None:
+        about = " (about: XLA's order of ops goes by the sizes of the arrays)"
     if meshes > 1:
         about += f" with the mesh {d.mesh}, which came nearest of {meshes}"
     return InfeasibleError(
@@ -110,7 +112,7 @@ def _can_fit(m: Modelled, end: float) -> bool:
     """
     free = unlimited(m)
     limit = m.prepared.request.memory_limit
-    if free is None or limit is None or m.timeline.curve(m.draft, free.choices).max() <= limit:
+    if free is None or limit is None or m.peak_bytes(free.choices) <= limit:
         return free is not None
     answer = search(m, limit, diagnose=False, enough_gap=1.0, end=end)
     if isinstance(answer, Infeasible) and time.monotonic() > end:

@@ -16,7 +16,7 @@ def timeline(seed: int) -> Timeline:
     rng = np.random.default_rng(seed)
     owner, weight = rng.integers(-4, 5, 30), rng.integers(1, 4, 30)
     first, last = np.sort(rng.integers(0, 12, (2, 30)), axis=0)
-    return Timeline(owner, first, last, weight, np.arange(30), 12)
+    return Timeline(owner, first, last, weight, np.arange(30), np.arange(11))
 
 
 @pytest.mark.parametrize("seed", range(10))

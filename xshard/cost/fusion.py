@@ -42,14 +42,12 @@ class Storage:
     Attributes:
       buffer: for each value, the value whose buffer it is (itself unless an alias).
       stored: for each value, whether it has a buffer of its own.
-      early: values that, if stored, are made at the start of the step.
       readers: for each value, how many loops need it. Where the compiler gives each result of a
         fusion a loop of its own, as XLA does on CPU, so many compute it, if it has no buffer.
     """
 
     buffer: tuple[int, ...]
     stored: tuple[bool, ...]
-    early: frozenset[int] = frozenset()
     readers: tuple[int, ...] = ()
 
     def is_stored(self, value: int) -> bool:
@@ -61,15 +59,12 @@ class Storage:
         return max(1, *(self.readers[v] for v in op.outputs)) if _inside(op, rule, self) else 1
 
 
-def storage(
-    graph: Graph, rules: list[Rule], keeps: Collection[str] | None = None, alone: bool = True
-) -> Storage:
+def storage(graph: Graph, rules: list[Rule], keeps: Collection[str] | None = None) -> Storage:
     """Decides for every value; `rules` has one rule an op.
 
     Args:
       keeps: on a device that computes cheap values again rather than keep them, what it does not
         compute twice; see `xshard.cost.recompute`.
-      alone: one device runs the program, without collectives.
     """
     buffer = _buffers(graph)
     stored = [False] * len(graph.values)
@@ -78,12 +73,11 @@ def storage(
     for op in graph.ops:
         if keeps is None or op.prim != "random_bits":
             _mark(op, rules[op.id], buffer, stored)
-    early = frozenset[int]()
     if keeps is None:
         _keep_for_later(graph, rules, buffer, stored)
     else:
-        early = keep_sources(graph, rules, buffer, stored, keeps, alone)
-    found = Storage(tuple(buffer), tuple(stored), early)
+        keep_sources(graph, rules, buffer, stored, keeps)
+    found = Storage(tuple(buffer), tuple(stored))
     return replace(found, readers=_readers(graph, rules, found))
 
 

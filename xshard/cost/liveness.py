@@ -8,13 +8,14 @@ donated argument.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xshard.cost.fusion import Storage
+from xshard.cost.moments import Moments
 from xshard.ir.graph import Graph, Op
 
 _LOOP_OPERANDS = frozenset({"scan_const", "scan_x", "carry_in"})
@@ -25,7 +26,7 @@ class Liveness:
     """Intervals of buffers: `first[v] <= t <= last[v]`; -1, -2 for a value without a buffer.
 
     Attributes:
-      late: op -> the later op with which it runs.
+      moments: in which order ops run.
       read_until: for each value, the last moment at which it or a view of it is read.
       buffer: for each value, the value whose buffer it is.
     """
@@ -33,13 +34,21 @@ class Liveness:
     first: NDArray[np.int64]
     last: NDArray[np.int64]
     num_times: int
-    late: Mapping[int, int]
+    moments: Moments
     read_until: tuple[int, ...]
     buffer: tuple[int, ...]
 
     def time(self, op: int) -> int:
         """When an op runs."""
-        return self.late.get(op, op)
+        return self.moments.of_op[op]
+
+    def copied(self, value: int, op: int) -> int:
+        """When the copy of a value begins to be made that an op reads."""
+        return self.moments.of_copy.get((value, op), self.time(op))
+
+    def held_until(self, value: int, op: int) -> int:
+        """Until when is held what an op leaves of a value before sums are finished."""
+        return max(self.time(op), self.moments.end_of_sum.get(value, 0) - 1)
 
     def is_view(self, value: int, other: int) -> bool:
         """Whether both are one buffer."""
@@ -47,44 +56,42 @@ class Liveness:
 
 
 def liveness(
-    graph: Graph, storage: Storage, aliased: dict[int, int], late: Mapping[int, int] | None = None
+    graph: Graph, storage: Storage, aliased: dict[int, int], moments: Moments | None = None
 ) -> Liveness:
     """Live intervals of all values.
 
     Args:
       aliased: result value -> donated input value whose buffer it takes over.
-      late: op -> the later op with which it runs; see `xshard.cost.postpone`.
+      moments: in which order ops run; None for the program's.
     """
-    late = late or {}
-    end = len(graph.ops)
+    moments = moments or Moments.in_order(len(graph.ops))
+    at, end = moments.of_op, len(moments.ops)
     first = np.full(len(graph.values), -1, dtype=np.int64)
     last = np.full(len(graph.values), -2, dtype=np.int64)
-    loop_end = _loop_ends(graph)
+    loop_end = _loop_ends(graph, at)
     for v in (*graph.inputs, *graph.consts):
         first[v], last[v] = 0, end
     for v in graph.outputs:
         if v is not None:
             first[storage.buffer[v]], last[storage.buffer[v]] = 0, end
     for op in graph.ops:
-        _write(op, storage, first, last, loop_end, late.get(op.id, op.id))
+        _write(op, storage, first, last, loop_end, at[op.id], moments.of_sum)
     for op in reversed(graph.ops):
-        _read(op, storage, last, loop_end, late.get(op.id, op.id))
-    for v in storage.early:
-        first[v] = 0
+        _read(op, storage, last, loop_end, at[op.id])
     _alias(storage, aliased, first, last)
     gone = ~np.array(storage.stored, dtype=bool)
     first[gone], last[gone] = -1, -2
-    return Liveness(first, last, end + 1, late, _last_reads(graph, storage, late), storage.buffer)
+    return Liveness(first, last, end + 1, moments, _last_reads(graph, storage, at), storage.buffer)
 
 
-def _last_reads(graph: Graph, storage: Storage, late: Mapping[int, int]) -> tuple[int, ...]:
+def _last_reads(graph: Graph, storage: Storage, at: Sequence[int]) -> tuple[int, ...]:
     found = [-1] * len(graph.values)
     for op in reversed(graph.ops):
         views = {storage.buffer[v]: found[v] for v in op.outputs}
         for v in op.inputs:
             if v is not None:
                 through = views.get(storage.buffer[v], -1)
-                found[v] = max(found[v], through, late.get(op.id, op.id))
+                found[v] = max(found[v], through, at[op.id])
     return tuple(found)
 
 
@@ -95,13 +102,15 @@ def _write(
     last: NDArray[np.int64],
     loop_end: dict[tuple[int, ...], tuple[int, int]],
     start: int,
+    finished: Mapping[int, int],
 ) -> None:
     if op.prim == "scan_y":
         start = loop_end[op.address[:-1]][0]
     for v in op.outputs:
         b = storage.buffer[v]
-        first[b] = start if first[b] < 0 else min(first[b], start)
-        last[b] = max(last[b], start, op.id)
+        at = finished.get(b, start)
+        first[b] = at if first[b] < 0 else min(first[b], at)
+        last[b] = max(last[b], at)
 
 
 def _read(
@@ -125,14 +134,14 @@ def _read(
             last[b] = max(last[b], stop)
 
 
-def _loop_ends(graph: Graph) -> dict[tuple[int, ...], tuple[int, int]]:
+def _loop_ends(graph: Graph, at: Sequence[int]) -> dict[tuple[int, ...], tuple[int, int]]:
     """For the address of each control-flow equation, the first and last op of it and its bodies."""
     spans: dict[tuple[int, ...], tuple[int, int]] = {}
     for op in graph.ops:
         for depth in range(1, len(op.address) + 1, 2):
             prefix = op.address[:depth]
-            low, high = spans.get(prefix, (op.id, op.id))
-            spans[prefix] = (min(low, op.id), max(high, op.id))
+            low, high = spans.get(prefix, (at[op.id], at[op.id]))
+            spans[prefix] = (min(low, at[op.id]), max(high, at[op.id]))
     return spans
 
 

@@ -11,10 +11,7 @@ A value whose sources are several times larger is kept even where it is read in 
 a gradient of the residual stream would be computed from all the layers behind.
 
 Random numbers are kept where they meet other data even if only one op reads them, for they are not
-fused into it. Dropout masks, made of a key alone, are made at the start of the forward pass for all
-layers together. So are on one device narrow copies of weights, and zeros that others are added to;
-where collectives run, the scheduler that hides them (`xshard.cost.postpone`) makes these when they
-are read.
+fused into it.
 
 A float32 softmax over float16 scores is computed again from the scores; a residual stream, a sum of
 two arrays of its own size, is kept; so is a dropout mask, one byte where the random word has four.
@@ -42,20 +39,17 @@ def keep_sources(
     buffer: Sequence[int],
     stored: list[bool],
     keeps: Collection[str],
-    alone: bool = True,
-) -> frozenset[int]:
-    """Marks in `stored` what is kept, and returns what is made at the start of the step.
+) -> None:
+    """Marks in `stored` what is kept.
 
     Args:
       rules: one for each op.
       buffer: for each value, the value whose buffer it is.
       keeps: primitives that are not computed twice.
-      alone: one device runs it, without collectives.
     """
     readers, later = _readers(graph, buffer), _phases_of_readers(graph, buffer, stored)
     sources: list[frozenset[int]] = [frozenset() for _ in graph.values]
     costly = [False] * len(graph.values)
-    given, early = {*graph.inputs, *graph.consts}, set[int]()
 
     def small(v: int) -> bool:
         return _nbytes(graph, {v} if stored[v] else sources[v]) <= _SMALL_BYTES
@@ -73,14 +67,10 @@ def keep_sources(
             sources[v], costly[v] = mine, inside
             if not _is_fused(op, rules):
                 continue
-            starts = mine <= given and op.phase == "fwd" and (alone or inside)
-            if (starts or (alone and not mine)) and len(op.address) == 1:
-                early.add(v)
             if not stored[v] and readers[v] > 1 and later[v] - {op.phase}:
                 stored[v] = inside or _nbytes(graph, mine) > graph.values[v].nbytes
             if not stored[v] and readers[v] > 1:
                 stored[v] = _nbytes(graph, mine) > _MANY_TIMES * graph.values[v].nbytes
-    return frozenset(early)
 
 
 def _is_fused(op: Op, rules: Sequence[Rule]) -> bool:

@@ -30,6 +30,7 @@ from xshard.prepare import Modelled, Prepared, Request, model
 from xshard.recall import forced
 from xshard.run.annotate import Constraints, annotate
 from xshard.run.constraints import constraints_of, partition_spec
+from xshard.solve.memory import Timeline
 from xshard.solve.problem import Solution
 from xshard.spec import MeshShape, Spec, evened
 from xshard.stages.graph import StageGraph
@@ -123,6 +124,7 @@ class StageSolver:
             graph.traced, self.mesh, self.cluster,
             pins=here, ties=self.pinned.kept_ties(graph.ties, here), donated=graph.donated,
             memory_limit=self.memory_limit, time_limit_s=self.time_limit_s, measured=self.measured,
+            starts=tuple(graph.starts),
         )  # fmt: skip
         return cut.prepared(stage, request)
 
@@ -151,7 +153,7 @@ class StageSolver:
         """The peak of a stage's best choices without a limit, with so many microbatches."""
         modelled, free = self.free[loose.fingerprint]
         held = replace(modelled, prepared=loose.prepared, answers=[])
-        return with_in_flight(held, loose.graph.held, in_flight).peak_bytes(free)
+        return with_in_flight(held, loose.graph.held, in_flight).peak_bytes(free.choices)
 
     def plan(self, staged: Staged, loose: Loose, below: int | None = None) -> StagePlan:
         """The best plan of a stage within the limit.
@@ -179,19 +181,22 @@ class StageSolver:
 
 def with_in_flight(modelled: Modelled, held: frozenset[int], in_flight: int) -> Modelled:
     """The problem with the residuals of all microbatches in flight but the one that is computed."""
-    line, buffer = modelled.timeline, modelled.prepared.storage.buffer
+    buffer = modelled.prepared.storage.buffer
     buffers = np.array(sorted({buffer[v] for v in held}), dtype=np.int64)
-    more = np.flatnonzero((line.owner >= 0) & np.isin(line.value, buffers) & (in_flight > 1))
-    start = np.zeros(len(more), dtype=np.int64)
-    longer = replace(
-        line,
-        owner=np.concatenate([line.owner, line.owner[more]]),
-        first=np.concatenate([line.first, start]),
-        last=np.concatenate([line.last, start + line.num_times - 1]),
-        weight=np.concatenate([line.weight, line.weight[more] * (in_flight - 1)]),
-        value=np.concatenate([line.value, line.value[more]]),
-    )
-    return forced(replace(modelled, timeline=longer), modelled)
+
+    def longer(line: Timeline) -> Timeline:
+        more = np.flatnonzero((line.owner >= 0) & np.isin(line.value, buffers) & (in_flight > 1))
+        start = np.zeros(len(more), dtype=np.int64)
+        return replace(
+            line,
+            owner=np.concatenate([line.owner, line.owner[more]]),
+            first=np.concatenate([line.first, start]),
+            last=np.concatenate([line.last, start + line.num_times - 1]),
+            weight=np.concatenate([line.weight, line.weight[more] * (in_flight - 1)]),
+            value=np.concatenate([line.value, line.value[more]]),
+        )
+
+    return forced(modelled.with_times(longer), modelled)
 
 
 def part_ns_of(staged: Staged, loose: Loose) -> dict[str, int]:

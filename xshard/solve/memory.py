@@ -37,6 +37,8 @@ class Timeline:
       weight: how often the owner's usage it takes: the item size, in bytes, of a value whose
         node counts elements; 1 elsewhere.
       value: the value that it holds.
+      ops: at each moment but the last, the op that runs.
+      name: before the names of its rows.
     """
 
     owner: Ints
@@ -44,7 +46,17 @@ class Timeline:
     last: Ints
     weight: Ints
     value: Ints
-    num_times: int
+    ops: Ints
+    name: str = ""
+
+    @property
+    def num_times(self) -> int:
+        """All moments; the last is the end."""
+        return len(self.ops) + 1
+
+    def op_at(self, t: int) -> int:
+        """The op that runs; at the end, the last one."""
+        return int(self.ops[min(t, len(self.ops) - 1)])
 
     def curve(self, d: Draft, choices: tuple[int, ...]) -> Ints:
         """Bytes live at each moment under these choices."""
@@ -78,7 +90,9 @@ class Timeline:
         np.add.at(counts, (np.searchsorted(at, self.first), column), self.weight)
         np.add.at(counts, (np.searchsorted(at, self.last, side="right"), column), -self.weight)
         live = np.cumsum(counts, axis=0)[place.reshape(-1)]
-        return tuple(_row(owners, line, str(t)) for t, line in zip(names, live, strict=True))
+        return tuple(
+            _row(owners, line, f"{self.name}{t}") for t, line in zip(names, live, strict=True)
+        )
 
 
 def _row(owners: Ints, counts: Ints, name: str) -> Row:
@@ -110,7 +124,7 @@ def add_memory(
         d, live, _add_sum_usage(d, smallest_bytes, 1 if device.fused_reduce_scatter else 2)
     )
     columns = np.array(kept, dtype=np.int64).reshape(-1, 5).T
-    return Timeline(*columns, num_times=live.num_times)
+    return Timeline(*columns, ops=np.array(live.moments.ops, dtype=np.int64))
 
 
 def _weight(d: Draft, v: int, device: Device) -> int:
@@ -130,7 +144,8 @@ def first_rows(d: Draft, timeline: Timeline) -> tuple[Row, ...]:
     """The moments at which the first and the last member of each class of ops make something."""
     grows = np.zeros(timeline.num_times, dtype=bool)
     grows[timeline.first] = True
-    times = {m[i] for m in d.classes.members for i in (0, -1) if grows[m[i]]}
+    ends = {m[i] for m in d.classes.members for i in (0, -1)}
+    times = {t for t, o in enumerate(timeline.ops.tolist()) if o in ends and grows[t]}
     return timeline.rows(sorted({0, *times}))
 
 
@@ -142,7 +157,7 @@ def violated(
     found: dict[int, int] = {}
     for t in np.argsort(-curve, kind="stable")[: 64 * most].tolist():
         if curve[t] > limit and len(found) < most:
-            found.setdefault(int(d.classes.op_class[min(t, len(d.graph.ops) - 1)]), t)
+            found.setdefault(int(d.classes.op_class[timeline.op_at(t)]), t)
     return timeline.rows(found.values())
 
 
@@ -195,12 +210,12 @@ def _add_sum_usage(d: Draft, smallest_bytes: int, scatter_buffers: int) -> Itera
 def _unfinished(
     d: Draft, live: Liveness, edge_ids: Iterable[int]
 ) -> list[tuple[int, int, int, int, int]]:
-    """(~edge, first op, last op, value) of each result before it is finished: while its op runs."""
+    """(~edge, first op, last op, value) of each result before it is finished."""
     found: list[tuple[int, int, int, int, int]] = []
     for e in edge_ids:
         c, k = d.sum_edges[e]
-        made = {d.graph.ops[m].outputs[k]: live.time(m) for m in d.classes.members[c]}
-        found += [(~e, t, t, 1, v) for v, t in made.items()]
+        made = {d.graph.ops[m].outputs[k]: m for m in d.classes.members[c]}
+        found += [(~e, live.time(m), live.held_until(v, m), 1, v) for v, m in made.items()]
     return found
 
 
@@ -236,11 +251,12 @@ def _copies(
                 continue
             copy = by_copy.get((value_class[v], op.phase))
             if copy is not None:
-                first, last = spans.get((copy, v, -1), (op.id, 0))
-                spans[copy, v, -1] = first, max(last, live.time(op.id))
+                first, last = spans.get((copy, v, -1), (live.num_times, 0))
+                began = live.copied(v, op.id)
+                spans[copy, v, -1] = min(first, began), max(last, live.time(op.id))
             direct = by_use.get((value_class[v], op_class[op.id], k))
             if direct is not None:
                 views = [w for w in op.outputs if live.is_view(w, v)]
                 until = max(live.time(op.id), *(live.read_until[w] for w in views), -1)
-                spans[direct, v, op.id] = live.time(op.id), until
+                spans[direct, v, op.id] = live.copied(v, op.id), until
     return [(~e, first, last, 1, v) for (e, v, _), (first, last) in spans.items()]

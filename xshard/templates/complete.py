@@ -66,8 +66,7 @@ def complete(m: Modelled, name: str, roles: Roles, w: Weights, gap: float) -> Co
     if not isinstance(answer, Solution):
         return None
     choices = fix.invert(answer.choices)
-    peak = int(m.timeline.curve(d, choices).max(initial=0))
-    return Completed(name, roles, choices, answer.objective, peak)
+    return Completed(name, roles, choices, answer.objective, m.peak_bytes(choices))
 
 
 def shown(found: Sequence[Completed], m: Modelled) -> tuple[Template, ...]:
