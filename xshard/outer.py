@@ -3,11 +3,11 @@
 Without a memory limit, one piece and nothing recomputed is fastest: more only adds work. Under one,
 a number of microbatches is guessed from the least peak of the step in one piece, which is not
 modelled where even an equal share of all that is live exceeds the limit (`xshard.hopeless`). Where
-it is quickly proven that nothing fits, the next number is the first at which the
-part of the peak that a microbatch makes would be small enough. Two plans are looked at for a
-number: with as many layers recomputed as let the fastest specs fit (by interpolation between the
-peaks of none and of all), and with none, which must squeeze its specs under the limit; with all
-layers recomputed and no others, where none would hold far more than the limit.
+it is quickly proven that nothing fits, the next number is the first at which the part of the peak
+that a microbatch makes would be small enough. Plans are looked at for a number with as many layers
+recomputed as let the fastest specs fit, by interpolation between the peaks of none and of all; with
+all, if so many do not fit; and with none, which must squeeze its specs under the limit, unless that
+is proven not to fit.
 
 The fastest plan in m microbatches without a limit and with nothing recomputed bounds all plans in m
 microbatches from below, since recomputing takes time. Where that bound is no better than the best
@@ -48,8 +48,6 @@ MOST_SPARED = 0.8
 it is recomputed, and what is outside of layers, is left."""
 FREE_S = 2.0
 """Time limit of a solve that only says how fast a way could be."""
-FAR_ABOVE = 2.0
-"""No layer is kept where keeping all would hold so many times the limit: few could be."""
 
 
 @dataclass(slots=True)
@@ -294,8 +292,7 @@ class _Search:
         lengths = () if self.candidates.remat == "none" else self.candidates.all_layers(number)
         every, held = Way(number, lengths), self.kept.at(number)
         is_open = self.candidates.remat == "auto" and any(lengths)
-        far = self.kept.proven and held > FAR_ABOVE * self.limit
-        if not is_open or far or not self._relaxed(every):
+        if not is_open or not self._relaxed(every):
             yield every
             return
         yield from self._recomputing(number, every)
