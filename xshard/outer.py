@@ -31,6 +31,7 @@ from xshard.microbatching import Candidates, Way, numbers
 from xshard.one_model import Hints, unlimited
 from xshard.plan.plan import Plan
 from xshard.plan.records import Trial
+from xshard.plan.units import size
 from xshard.planning import Relaxed, Unfit, described, fitting, make_plan, planned, relaxed
 from xshard.prepare import Modelled, Prepared
 from xshard.recall import Models, learn
@@ -419,5 +420,7 @@ class _Search:
                 errors.append((error.smallest_limit_bytes or 1 << 62, n, error))
             if time.monotonic() - began > self.candidates.patience_s:
                 break
+        if not errors:
+            raise InfeasibleError(f"nothing that fits {size(self.limit)} per device was found")
         smallest, n, error = min(errors, key=lambda e: e[:2])
         raise InfeasibleError(f"{error}\n(in {n} microbatches)", smallest) from None
