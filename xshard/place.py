@@ -79,12 +79,16 @@ class Place:
     def compiler_options(
         self, limit: int | None, *, recomputes: bool = False
     ) -> dict[str, Any] | None:
-        """On CPU, what XLA does elsewhere anyway.
+        """XLA's, where it would do otherwise than planned.
 
-        Under a limit it is to order ops for memory. Where layers are recomputed it must not remove
-        the barriers before it merges equal ops (older versions do).
+        Under a limit it is to order ops for memory (on CPU; elsewhere it does), and to leave it to
+        the plan what is recomputed: on GPUs it would do that itself above some 80% of the memory,
+        in percent of which it is told more. Where layers are recomputed it must not remove the
+        barriers before it merges equal ops (older versions on CPU do).
         """
         options: dict[str, Any] = {}
+        if self._first.platform in ("gpu", "cuda") and limit is not None:
+            options["xla_gpu_memory_limit_slop_factor"] = 1000
         if self._on_cpu and limit is not None:
             options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
         if self._on_cpu and recomputes:

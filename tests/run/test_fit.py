@@ -5,9 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from xshard import InfeasibleError
+from xshard.place import Place
 from xshard.run.fit import within_limit
 
 LIMIT = 1000
@@ -89,3 +91,13 @@ def test_the_error_names_what_was_compiled(least: int, patience_s: float) -> Non
     with pytest.raises(InfeasibleError, match="XLA allocates") as caught:
         fitted(make, patience_s)
     assert caught.value.smallest_limit_bytes == max(least, LIMIT * (not least)) * 1.25
+
+
+def test_under_a_limit_a_plan_says_what_is_recomputed():
+    """A GPU's compiler would do so by itself above 80% of its memory, and be slower than planned."""
+    gpus, cpus = (
+        Place(np.array([SimpleNamespace(platform=name)], object), []) for name in ("gpu", "cpu")
+    )
+    assert gpus.compiler_options(2**30) == {"xla_gpu_memory_limit_slop_factor": 1000}
+    assert gpus.compiler_options(None) is None
+    assert not any("gpu" in name for name in cpus.compiler_options(2**30) or ())

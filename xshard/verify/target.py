@@ -25,9 +25,15 @@ from xshard.cost.cluster import Cluster
 from xshard.errors import VerifyError
 
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
-    "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+    "cuda": {
+        "xla_gpu_autotune_level": 0,
+        "xla_gpu_enable_triton_gemm": False,
+        "xla_gpu_memory_limit_slop_factor": 1000,
+    }
 }
-"""By platform: without a GPU there is nothing to time kernels on, so matmuls go to cuBLAS."""
+"""By platform: without a GPU there is nothing to time kernels on, so matmuls go to cuBLAS. A program
+is compiled as it was planned: XLA would recompute by itself above some 80% of a GPU's memory, as
+`Place.compiler_options` keeps it from under a limit."""
 
 _CUDA_PLUGINS = {"jax_plugins.xla_cuda12": "jax-cuda12-plugin",
                  "jax_plugins.xla_cuda13": "jax-cuda13-plugin"}  # fmt: skip
