@@ -94,7 +94,7 @@ def test_the_error_names_what_was_compiled(least: int, patience_s: float) -> Non
 
 
 def test_under_a_limit_a_plan_says_what_is_recomputed():
-    """A GPU's compiler would do so by itself above 80% of its memory, and be slower than planned."""
+    """XLA would do so by itself above 80% of a GPU's memory, and be slower than planned."""
     gpus, cpus = (
         Place(np.array([SimpleNamespace(platform=name)], object), []) for name in ("gpu", "cpu")
     )

@@ -31,9 +31,9 @@ COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
         "xla_gpu_memory_limit_slop_factor": 1000,
     }
 }
-"""By platform: without a GPU there is nothing to time kernels on, so matmuls go to cuBLAS. A program
-is compiled as it was planned: XLA would recompute by itself above some 80% of a GPU's memory, as
-`Place.compiler_options` keeps it from under a limit."""
+"""By platform: without a GPU there is nothing to time kernels on, so matmuls go to cuBLAS. A
+program is compiled as it was planned: above some 80% of a GPU's memory XLA would recompute by
+itself, from which `Place.compiler_options` keeps it under a limit."""
 
 _CUDA_PLUGINS = {"jax_plugins.xla_cuda12": "jax-cuda12-plugin",
                  "jax_plugins.xla_cuda13": "jax-cuda13-plugin"}  # fmt: skip
