@@ -36,6 +36,10 @@ class Input(NamedTuple):
     axes: tuple[int, ...]
 
 
+MOST_AXES = 64
+"""Of an array of NumPy: a table is over fewer nodes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """The elimination of `node`; axes are `scope` and, last, the node's own classes."""
@@ -79,6 +83,8 @@ class Sweep:
         compiler = _Compiler(problem, rows, columns)
         steps: list[Step] = []
         for s in found.steps:
+            if len(compiler.scope(s.node)) >= MOST_AXES:
+                return None
             steps.append(compiler.step(s.node))
             if steps[-1].entries > MOST_ENTRIES:
                 return None
@@ -191,10 +197,13 @@ class _Compiler:
             for v in scope:
                 self.on[v].append(table)
 
+    def scope(self, node: int) -> tuple[int, ...]:
+        """The nodes that stand in tables with it."""
+        return tuple(sorted({v for t in self.on[node] for v in self.scopes[t]} - {node}))
+
     def step(self, node: int) -> Step:
         """Compiles the elimination of `node` and takes its tables away."""
-        tables = list(self.on[node])
-        scope = tuple(sorted({v for t in tables for v in self.scopes[t]} - {node}))
+        tables, scope = list(self.on[node]), self.scope(node)
         variables = (*scope, node)
         classes = {v: self._classes(v, tables) for v in variables}
         inputs = tuple(self._input(t, variables, classes) for t in tables)
