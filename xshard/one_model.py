@@ -10,7 +10,7 @@ import numpy as np
 from xshard.prepare import Modelled
 from xshard.recall import answer_from, keep, start_of
 from xshard.solve.memory import first_rows, violated
-from xshard.solve.problem import Infeasible, Solution, Start
+from xshard.solve.problem import Infeasible, Row, Solution, Start
 from xshard.solve.search import solve
 
 ENOUGH_GAP = 0.005
@@ -54,14 +54,6 @@ def unlimited(
     return answer
 
 
-def within_limit(m: Modelled, free: Solution, below: int | None = None) -> Solution | Infeasible:
-    """The solution without limit if it fits, or else the best that does and is below `below` ns."""
-    limit = m.prepared.request.memory_limit
-    if limit is None or m.peak_bytes(free.choices) <= limit:
-        return free
-    return search(m, limit, diagnose=False, below=below)
-
-
 def search(
     modelled: Modelled, limit: int | None, *, diagnose: bool, enough_gap: float = ENOUGH_GAP,
     end: float = np.inf, below: int | None = None,
@@ -70,38 +62,76 @@ def search(
 
     The limit of an answer that nothing fits is the smallest one that it found.
     """
-    effort_s = modelled.prepared.request.time_limit_s
-    known = answer_from(modelled, limit, enough_gap, effort_s)
-    if known is not None:
-        return known
-    effort_s = effort_s if below is None else 0.0
-    d, timeline = modelled.draft, modelled.timeline
-    began = time.monotonic()
-    limit_s = max(min(modelled.prepared.request.time_limit_s, end - began), _LEAST_S)
-    rows = (*first_rows(d, timeline), *modelled.crowded) if limit is not None else ()
-    start = start_of(modelled, limit)
-    answer: Solution | Infeasible = Infeasible(None)
-    for _ in range(MOST_ROUNDS):
-        answer = solve(
-            modelled.problem(limit, rows), start=start,
-            time_limit_s=limit_s, enough_gap=enough_gap, diagnose=diagnose, began_s=began,
-            below=below,
+    rounds = Rounds(modelled, limit, diagnose=diagnose, enough_gap=enough_gap, end=end)
+    while not rounds.done:
+        rounds.go_on(below)
+    return rounds.answer
+
+
+class Rounds:
+    """A search within a limit, a round at a time.
+
+    Attributes:
+      answer: of the latest round; the search's if `done`.
+    """
+
+    def __init__(
+        self, modelled: Modelled, limit: int | None, *, diagnose: bool = False,
+        enough_gap: float = ENOUGH_GAP, end: float = np.inf,
+    ) -> None:  # fmt: skip
+        self.modelled, self.limit = modelled, limit
+        self._diagnose, self._enough_gap = diagnose, enough_gap
+        self._effort_s = modelled.prepared.request.time_limit_s
+        known = answer_from(modelled, limit, enough_gap, self._effort_s)
+        self.done = known is not None
+        self.answer: Solution | Infeasible = known or Infeasible(None)
+        if self.done:
+            return
+        self._limit_s = max(min(self._effort_s, end - time.monotonic()), _LEAST_S)
+        self._spent_s, self._left = 0.0, MOST_ROUNDS
+        first = () if limit is None else first_rows(modelled.draft, modelled.timeline)
+        self._rows: tuple[Row, ...] = (*first, *(modelled.crowded if limit is not None else ()))
+        self._start = start_of(modelled, limit)
+
+    @property
+    def bound(self) -> int:
+        """What all answers take at least, as far as is known, in ns."""
+        return self.answer.bound or 0
+
+    def go_on(self, below: int | None = None) -> None:
+        """A round more; answers of `below` ns or more are not wanted."""
+        if below is not None:
+            self._effort_s = 0.0
+        began = time.monotonic() - self._spent_s
+        self.answer = answer = solve(
+            self.modelled.problem(self.limit, self._rows), start=self._start,
+            time_limit_s=self._limit_s, enough_gap=self._enough_gap, diagnose=self._diagnose,
+            began_s=began, below=below,
         )  # fmt: skip
-        most = limit if isinstance(answer, Solution) else answer.smallest_limit
-        told = isinstance(answer, Infeasible) and not diagnose
-        if told or most is None or answer.choices is None or limit is None:
-            keep(modelled, limit, answer, effort_s)
-            return answer
-        more = violated(d, modelled.timeline_of(answer.choices), answer.choices, most)
+        self._left -= 1
+        more = self._exceeded(answer)
+        self._spent_s = time.monotonic() - began
         if not more:
-            keep(modelled, limit, answer, effort_s)
-            return answer
-        modelled.crowded.extend(more)
-        rows = (*rows, *more)
-        start = _further(start, answer)
-    if isinstance(answer, Solution):
-        answer = Infeasible(modelled.peak_bytes(answer.choices), answer.choices)
-    return replace(answer, proven=False)
+            keep(self.modelled, self.limit, answer, self._effort_s)
+            self.done = True
+        elif self._left:
+            self.modelled.crowded.extend(more)
+            self._rows = (*self._rows, *more)
+            self._start = _further(self._start, answer)
+        else:
+            self.done = True
+            if isinstance(answer, Solution):
+                answer = Infeasible(self.modelled.peak_bytes(answer.choices), answer.choices)
+            self.answer = replace(answer, proven=False)
+
+    def _exceeded(self, answer: Solution | Infeasible) -> tuple[Row, ...]:
+        """Moments at which an answer exceeds its limit; none if it is the search's."""
+        most = self.limit if isinstance(answer, Solution) else answer.smallest_limit
+        told = isinstance(answer, Infeasible) and not self._diagnose
+        if told or most is None or answer.choices is None or self.limit is None:
+            return ()
+        timeline = self.modelled.timeline_of(answer.choices)
+        return violated(self.modelled.draft, timeline, answer.choices, most)
 
 
 def _further(start: Start | None, answer: Solution | Infeasible) -> Start:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from heapq import heappop, heappush
 
 import numpy as np
 
 from xshard.describe import alternatives, describe
 from xshard.errors import InfeasibleError
-from xshard.one_model import Hints, search, unlimited, within_limit
+from xshard.one_model import Hints, Rounds, search, unlimited
 from xshard.plan.plan import Plan
 from xshard.plan.records import Template
 from xshard.prepare import Modelled, Prepared
@@ -164,22 +165,38 @@ def fitting(
 ) -> tuple[Modelled, Solution] | Unfit:
     """The best model and its solution within its request's limit; the bound is about all models.
 
-    Models are taken in the order of what they would reach without a limit; one that would reach no
-    more than the best so far needs no further look.
+    The model that has reached least is searched a round further; one whose bound is no less than
+    the best plan needs no further look.
 
     Args:
       below: plans that take so many ns or more are not wanted.
     """
     best: tuple[int, Modelled, Solution] | None = None
     bounds, failures = list[int](), list[tuple[int, Modelled]]()
-    for r in found:
+    searched: dict[int, Rounds] = {}
+    waiting = [(r.free.objective, i) for i, r in enumerate(found)]
+    while waiting:
+        i = heappop(waiting)[1]
+        r, rounds = found[i], searched.get(i)
         most = below if best is None else best[0]
-        beaten = most is not None and most <= r.free.bound
-        answer = r.free if beaten else within_limit(r.modelled, r.free, most)
-        if beaten or isinstance(answer, Solution):
-            assert isinstance(answer, Solution)
+        bound = r.free.bound if rounds is None else max(r.free.bound, rounds.bound)
+        if most is not None and most <= bound:
+            bounds.append(bound)
+            continue
+        limit = r.modelled.prepared.request.memory_limit
+        if limit is None or (rounds is None and r.peak_bytes <= limit):
+            answer: Solution | Infeasible = r.free
+        else:
+            rounds = searched.setdefault(i, rounds or Rounds(r.modelled, limit))
+            if not rounds.done:
+                rounds.go_on(most)
+            answer = rounds.answer
+            if not rounds.done and isinstance(answer, Solution):
+                heappush(waiting, (answer.objective, i))
+                continue
+        if isinstance(answer, Solution):
             bounds.append(answer.bound)
-            if not beaten and (best is None or answer.objective < best[0]):
+            if best is None or answer.objective < best[0]:
                 best = answer.objective, r.modelled, answer
         elif answer.bound is not None:
             bounds.append(answer.bound)
