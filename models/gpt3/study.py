@@ -29,6 +29,10 @@ from xshard.place import read_bytes
 
 MODES = ("tensor", "pipeline")
 """One program over all devices; or that, or stages on groups of them, whichever is faster."""
+MOST_TRIES = 3
+"""How often a case is planned and compiled to meet its limit."""
+_SPARE = 0.995
+"""The part of a lowered limit that is used."""
 HOST = 8
 """Devices of a host; the published figures do not say."""
 
@@ -60,6 +64,11 @@ class Case:
         parts = self.model, self.mode, self.microbatch_size, self.cluster, self.memory_limit
         stated = [x for x in (self.schedule, self.stages) if x not in ("1f1b", "auto")]
         return "-".join(map(str, (*parts, *stated))) + ".json"
+
+    @property
+    def limit_bytes(self) -> float:
+        """Of a device."""
+        return read_bytes(self.memory_limit) or math.inf
 
     def place(self) -> xshard.Cluster:
         """So many devices of the kind as the published run had."""
@@ -116,7 +125,7 @@ class Row:
     @property
     def fits(self) -> bool:
         """Whether what XLA allocates, where it was asked, keeps to the memory limit."""
-        return (self.compiled_bytes or 0) <= (read_bytes(self.case.memory_limit) or math.inf)
+        return (self.compiled_bytes or 0) <= self.case.limit_bytes
 
     @property
     def published(self) -> PublishedRow | None:
@@ -135,26 +144,49 @@ def plan_row(
 ) -> Row:
     """Plans a case; with `verify` XLA compiles it too, which takes minutes.
 
+    A plan that XLA allocates more for than the limit is made again under a lower one, as
+    `xshard.auto_shard` does.
+
     Args:
       like: rows that are there: the case's own is not planned again if `plans` has its plan, and
         what was compiled of an equal plan not compiled again.
       plans: folder of the plans, one file of JSON for each.
     """
-    known, began = list(like), time.perf_counter()
-    row, file = next((r for r in known if r.case == case), None), plans and plans / case.file_name
-    plan, step = None, ()
-    if row is not None and file and file.exists():
-        plan, step = load_any(file), _step(case.config)
+    known, file = list(like), plans and plans / case.file_name
+    found = next((row for row in known if row.case == case), None)
+    if found is not None and file and file.exists():
+        plan = load_any(file)
+        row = _compiled(found, plan, _step(case.config), known) if verify else found
     else:
-        try:
-            plan = planned(case, time_limit)
-        except xshard.InfeasibleError as error:
-            reason = str(error).partition("\n")[0]
-            return Row(case, time.perf_counter() - began, error=reason)
-        row = _row(case, plan, time.perf_counter() - began)
-        if file:
-            plan.save(file)
-    return _compiled(row, plan, step, known) if verify else row
+        row = _planned_row(case, time_limit, case.memory_limit, 0.0, verify, known, file)
+    target = case.limit_bytes
+    for _ in range(MOST_TRIES - 1):
+        if row.fits or row.compiled_bytes is None:
+            break
+        target *= case.limit_bytes / row.compiled_bytes * _SPARE
+        spent = row.planning_s, verify, known, file
+        again = _planned_row(case, time_limit, str(int(target)), *spent)
+        if again.error:
+            return replace(row, planning_s=again.planning_s)
+        row = again
+    return row
+
+
+def _planned_row(
+    case: Case, time_limit: float, limit: str, before_s: float, verify: bool, known: list[Row],
+    file: Path | None,
+) -> Row:  # fmt: skip
+    """The row of a new plan under a limit, after `before_s` of planning."""
+    began = time.perf_counter()
+    try:
+        plan = planned(case, time_limit, limit)
+    except xshard.InfeasibleError as error:
+        reason = str(error).partition("\n")[0]
+        return Row(case, before_s + time.perf_counter() - began, error=reason)
+    row = _row(case, plan, before_s + time.perf_counter() - began)
+    if file:
+        plan.save(file)
+    return _compiled(row, plan, (), known) if verify else row
 
 
 def _compiled(
@@ -172,19 +204,23 @@ def _compiled(
     return replace(row, compiled_bytes=found, compiling_s=time.perf_counter() - began)
 
 
-def planned(case: Case, time_limit: float) -> xshard.Plan | xshard.PipelinePlan:
+def planned(
+    case: Case, time_limit: float, memory_limit: str | None = None
+) -> xshard.Plan | xshard.PipelinePlan:
     """The fastest plan of a case.
 
     Args:
       time_limit: seconds, of one solve.
+      memory_limit: another than the case's.
 
     Raises:
       InfeasibleError: nothing fits.
     """
     config = case.config
     options: dict[str, Any] = {
-        "cluster": case.place(), "memory_limit": case.memory_limit, "time_limit": time_limit,
-        "microbatches": config.batch // case.microbatch_size, "remat": "auto",
+        "cluster": case.place(), "memory_limit": memory_limit or case.memory_limit,
+        "time_limit": time_limit, "microbatches": config.batch // case.microbatch_size,
+        "remat": "auto",
     }  # fmt: skip
     if case.mode == "pipeline":
         options |= {"pipeline": case.stages, "schedule": case.schedule}

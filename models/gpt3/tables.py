@@ -10,7 +10,8 @@ a host, and for the best mesh of one and two axes; in the mode pipeline also in 
 faster. The published memory limits are 30 GB, and 25 GB for 16 and 32 sequences. With `--json` each
 row is appended to a file as soon as it is there, and with `--resume` those that stand there are not
 planned again. With `--verify` XLA compiles every plan for its devices (the extra `aot-cuda`), all
-stages of those in stages: 5 s of processor time and 2 s for each layer that is unlike others. Rows
+stages of those in stages: 5 s of processor time and 2 s for each layer that is unlike others; a
+plan that takes more than its limit is made again, under a lower one. Rows
 can be planned first and compiled later: `--plans` keeps their plans, as files that `xshard show`
 and `xshard report` read too. The formulas of TFLOP/s and MFU are in `models/gpt3/study.py`.
 """

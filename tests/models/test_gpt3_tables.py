@@ -95,6 +95,34 @@ def test_rows_are_compiled_later_and_equal_plans_once(monkeypatch: pytest.Monkey
     assert "1 of 2 rows compiled" in memory([first, Row(one, 1.0, error=ERROR)])
 
 
+@pytest.mark.parametrize(
+    ("compiled", "limits", "ends_with"),
+    [
+        ([3.2e9, 2.9e9], ["3GB", "2798437500"], 2.9e9),
+        ([3.2e9], ["3GB", "2798437500"], 3.2e9),  # nothing fits under less
+        ([3.2e9, 3.1e9, 3.1e9], ["3GB", "2798437500", "2694624495"], 3.1e9),
+    ],
+)
+def test_a_plan_that_takes_more_than_the_limit_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, compiled: list[float], limits: list[str], ends_with: float
+):
+    seen: list[str] = []
+    takes = iter(compiled)
+
+    def planned(_case: Case, _time: float, limit: str) -> None:
+        seen.append(limit)
+        if len(seen) > len(compiled):
+            raise xshard.InfeasibleError(ERROR)
+
+    monkeypatch.setattr(study, "planned", planned)
+    monkeypatch.setattr(study, "_row", lambda case, _plan, s: Row(case, s, "8", 50.0, len(seen)))
+    monkeypatch.setattr(
+        xshard, "verify", lambda _: SimpleNamespace(compiled_bytes=int(next(takes)))
+    )
+    row = study.plan_row(Case("tiny", "tensor", 8, "h100-80gb", "3GB"), 1.0, verify=True)
+    assert seen == limits and row.compiled_bytes == ends_with and row.error is None
+
+
 def test_figures_follow_the_formulas():
     case = Case("1.3B", "tensor", 8, "v100-sxm2-32gb", "30GB")
     config = case.config
