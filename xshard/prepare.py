@@ -129,7 +129,7 @@ class Answer:
     """What a search under a limit (None: without one) ended with.
 
     Attributes:
-      choices: the best that were found, with their objective and peak; None for none.
+      choices: the best that were found, with their objective; None for none.
       bound: no choices under this limit, or a smaller one, cost less.
       prices: of memory, by the names of rows.
       effort_s: the time limit of the search; 0 if it was for something else.
@@ -139,7 +139,6 @@ class Answer:
     bound: int
     choices: tuple[int, ...] | None = None
     objective: int = 0
-    peak_bytes: int = 0
     prices: Mapping[str, float] = field(default_factory=dict[str, float])
     effort_s: float = 0.0
 

@@ -30,7 +30,7 @@ def start_of(modelled: Modelled, limit: int | None) -> Start | None:
     known = modelled.answers
     if not known:
         return None
-    best = _cheapest(known, limit)
+    best = _cheapest(modelled, limit)
     near = min(known, key=lambda a: abs(_bytes(a.limit) - _bytes(limit)))
     choices = near.choices if best is None else best.choices
     return Start(choices, bound_under(modelled, limit), near.prices)
@@ -51,7 +51,7 @@ def answer_from(
       gap: a search ends this close to the best, if it was one of this very model.
       effort_s: the time limit of the search that is meant.
     """
-    best, bound = _cheapest(modelled.answers, limit), bound_under(modelled, limit)
+    best, bound = _cheapest(modelled, limit), bound_under(modelled, limit)
     if best is None or best.choices is None:
         return None
     searched = best.limit == limit and best.effort_s >= effort_s > 0
@@ -66,10 +66,8 @@ def keep(
     """Remembers an answer under a limit, of a search with that time limit."""
     if isinstance(answer, Solution):
         found = Answer(
-            limit, answer.bound, answer.choices, answer.objective,
-            modelled.peak_bytes(answer.choices),
-            answer.prices, effort_s,
-        )  # fmt: skip
+            limit, answer.bound, answer.choices, answer.objective, answer.prices, effort_s
+        )
         modelled.answers.append(found)
     elif answer.bound is not None:
         modelled.answers.append(Answer(limit, answer.bound))
@@ -111,10 +109,12 @@ def _assignment(d: Draft, plan: Plan) -> Assignment:
     return Assignment(strategies, plan.values, copies, returned)
 
 
-def least_peak(models: Sequence[Modelled]) -> tuple[Modelled, Answer] | None:
-    """The choices that hold least, of all that were found on any of the models."""
-    found = ((m, a) for m in models for a in m.answers if a.choices is not None)
-    return min(found, key=lambda pair: pair[1].peak_bytes, default=None)
+def least_peak(models: Sequence[Modelled]) -> tuple[Modelled, Answer, int] | None:
+    """The choices that hold least, of all that were found on any of the models, and their peak."""
+    found = (
+        (m, a, m.peak_bytes(a.choices)) for m in models for a in m.answers if a.choices is not None
+    )
+    return min(found, key=lambda each: each[2], default=None)
 
 
 def forced(modelled: Modelled, like: Modelled) -> Modelled:
@@ -212,13 +212,18 @@ def _revalued(modelled: Modelled, answer: Answer, choices: tuple[int, ...] | Non
     objective = objective_of(Problem(tuple(d.nodes), tuple(d.edges)), choices)
     if objective >= FORBIDDEN:
         return bare
-    peak_bytes = modelled.peak_bytes(choices)
-    return replace(bare, choices=choices, objective=objective, peak_bytes=peak_bytes)
+    return replace(bare, choices=choices, objective=objective)
 
 
-def _cheapest(known: list[Answer], limit: int | None) -> Answer | None:
-    fitting = (a for a in known if a.choices is not None and a.peak_bytes <= _bytes(limit))
-    return min(fitting, key=lambda a: a.objective, default=None)
+def _cheapest(modelled: Modelled, limit: int | None) -> Answer | None:
+    found = sorted(
+        (a for a in modelled.answers if a.choices is not None), key=lambda a: a.objective
+    )
+    return next((a for a in found if _fits(modelled, a.choices or (), limit)), None)
+
+
+def _fits(modelled: Modelled, choices: tuple[int, ...], limit: int | None) -> bool:
+    return limit is None or modelled.peak_bytes(choices) <= limit
 
 
 def _bytes(limit: int | None) -> int:

@@ -41,17 +41,17 @@ def limited(modelled: Modelled, meshes: int = 1, models: Sequence[Modelled] = ()
     if by_template is not None:
         return by_template
     known = least_peak([modelled, *models])
-    if known is None or known[1].peak_bytes >= (answer.smallest_limit or NO_LIMIT):
+    if known is None or known[2] >= (answer.smallest_limit or NO_LIMIT):
         raise infeasible(modelled, answer, limit, meshes)
-    nearest, least = known
-    told = Infeasible(least.peak_bytes, least.choices, proven=False)
+    nearest, least, peak_bytes = known
+    told = Infeasible(peak_bytes, least.choices, proven=False)
     raise infeasible(nearest, told, limit, meshes)
 
 
 def _by_template(m: Modelled, limit: int | None) -> Solution | None:
     """The fastest template that fits, of a model on which no search found anything."""
     found = completed(m, NEAR)
-    m.answers.extend(Answer(None, 0, c.choices, c.objective_ns, c.peak_bytes) for c in found)
+    m.answers.extend(Answer(None, 0, c.choices, c.objective_ns) for c in found)
     best = next((c for c in found if limit is None or c.peak_bytes <= limit), None)
     if best is None:
         return None

@@ -55,8 +55,8 @@ class Timeline:
         return len(self.ops) + 1
 
     def op_at(self, t: int) -> int:
-        """The op that runs; at the end, the last one."""
-        return int(self.ops[min(t, len(self.ops) - 1)])
+        """The op that runs; at the end, the last one; -1 where there are none."""
+        return int(self.ops[min(t, len(self.ops) - 1)]) if len(self.ops) else -1
 
     def curve(self, d: Draft, choices: tuple[int, ...]) -> Ints:
         """Bytes live at each moment under these choices."""
@@ -157,7 +157,8 @@ def violated(
     found: dict[int, int] = {}
     for t in np.argsort(-curve, kind="stable")[: 64 * most].tolist():
         if curve[t] > limit and len(found) < most:
-            found.setdefault(int(d.classes.op_class[timeline.op_at(t)]), t)
+            op = timeline.op_at(t)
+            found.setdefault(-1 if op < 0 else int(d.classes.op_class[op]), t)
     return timeline.rows(found.values())
 
 
