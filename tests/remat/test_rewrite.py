@@ -11,6 +11,7 @@ import pytest
 
 from tests.remat import programs as P
 from xshard._jax import evaluate
+from xshard.ir.graph import Op
 from xshard.ir.trace import Traced, trace
 from xshard.microbatch.split import divided
 from xshard.remat.rewrite import layered
@@ -82,16 +83,20 @@ def test_clones_are_backward_ops_with_their_lines() -> None:
     assert sum(n for (prim, _, _), n in more.items() if prim == "dot_general") == P.LAYERS
 
 
-def test_a_layer_waits_for_its_cotangent() -> None:
-    """And not for the zeros that the transpose of dropout's `where` is made of."""
-    traced = trace(P.step(FORWARDS["dropout"]), ARGS)
-    found = layered(traced)
-    nodes, clones = found.program.nodes, found.parts[0].how
-    assert isinstance(clones, tuple)
-    for clone in clones:
-        assert clone is not None and clone.after is not None
-        [maker] = [node for node in nodes if clone.after in node.outs]
-        assert maker.phase == "bwd" and maker.reads
+@pytest.mark.parametrize("count", [1, P.LAYERS])
+def test_a_layer_waits_for_the_cotangent_and_the_gradients_of_the_layers_behind_it(
+    count: int,
+) -> None:
+    """Whether it is recomputed or not."""
+    found = layered(trace(P.step(FORWARDS["dropout"]), ARGS))
+    graph = found.recomputing([count]).graph
+    barriers: dict[Any, list[Op]] = {}
+    for op in graph.ops:
+        if op.prim == "optimization_barrier":
+            barriers.setdefault(op.address[:-1], []).append(op)
+    made = {v for op in graph.ops if op.phase == "bwd" for v in op.outputs}
+    left = [sum(v in made for op in held for v in op.inputs) for held in barriers.values()]
+    assert sum(n >= 2 for n in left) == P.LAYERS - 1
 
 
 @pytest.mark.parametrize("wrap", [P.unrolled, P.scanned])

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from typing import Literal
 
 from xshard.cost.fusion import ALIASES, Storage
@@ -395,19 +396,39 @@ class _Builder:
         return is_loop and max(sizes) == self.graph.values[value].size
 
     def _add_sums(self) -> None:
-        """Collectives that finish sums; those that can wait for each other are one."""
-        groups: dict[Hashable, tuple[int, int]] = {}
-        for kernel in [kernel for kernel in self.kernels if kernel.kind == "op"]:
+        """Collectives that finish sums; those that can wait for each other are one.
+
+        One that a barrier holds back until another is finished is not joined with that.
+        """
+        before = self._sums_before()
+        groups: dict[Hashable, tuple[int, int, int]] = {}
+        ops = [(n, kernel) for n, kernel in enumerate(self.kernels) if kernel.kind == "op"]
+        for n, kernel in ops:
             for b in sorted(kernel.makes & self.sizes.unfinished.keys()):
                 raw, nbytes = self.sizes.unfinished[b], self.sizes.bytes_of(b)
-                k, total = groups.get(raw.together, (-1, 0))
-                if k < 0 or raw.together is None or total + nbytes > self.sizes.combined_bytes:
-                    k, total = self._add("sum"), 0
-                groups[raw.together] = k, total + nbytes
+                k, total, members = groups.get(raw.together, (-1, 0, 0))
+                fits = total + nbytes <= self.sizes.combined_bytes and not before[n] & members
+                if k < 0 or raw.together is None or not fits:
+                    k, total, members = self._add("sum"), 0, 0
+                groups[raw.together] = k, total + nbytes, members | 1 << n
                 kernel.makes = (kernel.makes - {b}) | {raw.buffer}
                 self.kernels[k].reads.add(raw.buffer)
                 self.kernels[k].views.add((raw.buffer, None))
                 self.kernels[k].makes.add(b)
+
+    def _sums_before(self) -> list[int]:
+        """For each kernel a mask of the kernels that leave sums and run before it."""
+        makers = {b: k for k, kernel in enumerate(self.kernels) for b in kernel.makes}
+        before = {
+            k: {*(makers[b] for b in kernel.reads if b in makers), *kernel.after} - {k}
+            for k, kernel in enumerate(self.kernels)
+        }
+        found = [0] * len(self.kernels)
+        for k in TopologicalSorter(before).static_order():
+            for other in before[k]:
+                leaves = not self.sizes.unfinished.keys().isdisjoint(self.kernels[other].makes)
+                found[k] |= found[other] | leaves << other
+        return found
 
     def _kept(self) -> frozenset[int]:
         made = {b for kernel in self.kernels for b in kernel.makes}

@@ -40,7 +40,7 @@ def after(values: Sequence[Any], cotangent: Any) -> tuple[list[Any], Any]:
     What is computed from these values is then computed a second time, and not before the cotangent
     is there. A cotangent of None is left out.
     """
-    held = [i for i, x in enumerate(values) if _is_plain(x)]
+    held = [i for i, x in enumerate(values) if is_plain(x)]
     tied = [*(values[i] for i in held), *([] if cotangent is None else [cotangent])]
     if not held:
         return list(values), cotangent
@@ -52,6 +52,7 @@ def after(values: Sequence[Any], cotangent: Any) -> tuple[list[Any], Any]:
     )
 
 
-def _is_plain(x: Any) -> bool:
+def is_plain(x: Any) -> bool:
+    """Whether it is an array of numbers."""
     aval = jax.typeof(x)
     return is_array_aval(aval) and aval.dtype != jax.dtypes.float0

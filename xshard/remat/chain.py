@@ -19,14 +19,12 @@ class Clones:
       nodes: indices of the nodes to run, in order.
       inputs: values that they read: the layer's input, its weights.
       made: values that backward nodes then read as made again.
-      after: a cotangent for which it waits; None if there is none.
     """
 
     at: int
     nodes: tuple[int, ...]
     inputs: tuple[int, ...]
     made: tuple[int, ...]
-    after: int | None
 
     def nbytes(self, program: Program) -> int:
         """Bytes of `made`."""
@@ -48,14 +46,12 @@ def clones_of(program: Program, chain: Chain, graph_nodes: dict[int, int]) -> li
     Args:
       graph_nodes: the index of the node of each op of the graph.
     """
-    readers, depths = program.readers(), _depths(program)
+    readers = program.readers()
     layers = [sorted({graph_nodes[o] for o in layer.forward}) for layer in chain.layers]
-    return [_clones(program, readers, depths, nodes) for nodes in layers]
+    return [_clones(program, readers, nodes) for nodes in layers]
 
 
-def _clones(
-    program: Program, readers: list[list[int]], depths: dict[int, int], layer: Collection[int]
-) -> Clones | None:
+def _clones(program: Program, readers: list[list[int]], layer: Collection[int]) -> Clones | None:
     inside = set(layer)
     made = {v for i in layer for v in program.nodes[i].outs}
     kept = {v for v in made if _is_kept(program, (i for i in readers[v] if i not in inside))}
@@ -75,9 +71,7 @@ def _clones(
             else:
                 inputs[a] = None
     at = min(i for v in again for i in readers[v] if i not in inside)
-    made_again = tuple(sorted(again))
-    after = _cotangent(program, depths, at)
-    return Clones(at, tuple(reversed(nodes)), tuple(inputs), made_again, after)
+    return Clones(at, tuple(reversed(nodes)), tuple(inputs), tuple(sorted(again)))
 
 
 def _is_kept(program: Program, readers: Iterable[int]) -> bool:
@@ -89,29 +83,3 @@ def _is_kept(program: Program, readers: Iterable[int]) -> bool:
         if node.phase != "bwd" or node.is_checkpoint or node.body is not None:
             return True
     return False
-
-
-_NEAR = 16
-"""Backward nodes among whose operands the cotangent is looked for."""
-
-
-def _depths(program: Program) -> dict[int, int]:
-    """For what backward nodes make, how many of them run for it one after the other."""
-    found: dict[int, int] = {}
-    for node in program.nodes:
-        if node.phase == "bwd":
-            depth = 1 + max((found.get(a, 0) for a in node.reads), default=0)
-            found.update(dict.fromkeys(node.outs, depth))
-    return found
-
-
-def _cotangent(program: Program, depths: dict[int, int], at: int) -> int | None:
-    """What the backward pass has made last when it comes to node `at`, of what it reads next.
-
-    Not just anything that it has made: zeros, say, are there from the start.
-    """
-    made = {v for node in program.nodes[:at] for v in node.outs}
-    near = [node for node in program.nodes[at:] if node.phase == "bwd"][:_NEAR]
-    found = [a for node in near for a in node.reads if a in made and a in depths]
-    arrays = [a for a in found if getattr(program.avals[a], "ndim", 0)]
-    return max(arrays, key=lambda a: depths[a], default=None)

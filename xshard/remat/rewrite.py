@@ -20,8 +20,9 @@ from xshard._jax import (
 from xshard.ir.graph import Address
 from xshard.ir.layers import Chain, find_layers
 from xshard.ir.trace import Traced, build_graph
-from xshard.remat.bind import after, bind
+from xshard.remat.bind import bind
 from xshard.remat.chain import Clones, clones_of
+from xshard.remat.finished import Finished
 from xshard.remat.loop import Pair, Split, pair_of
 from xshard.remat.program import Node, Program, program_of
 
@@ -117,19 +118,20 @@ class _Changes:
     """What is done otherwise in one region.
 
     Attributes:
-      clones: by the index of the node before which they run.
+      layers: by the index of the backward node with which a layer begins, what of it runs again
+        before that; nothing of one that is not recomputed.
       splits: by node, what runs in its stead.
     """
 
-    clones: dict[int, list[Clones]] = field(default_factory=dict)
+    layers: dict[int, list[Clones]] = field(default_factory=dict)
     splits: dict[Node, Callable[[Sequence[Any]], list[Any]]] = field(default_factory=dict)
 
     def add(self, part: Repeated, count: int) -> None:
         """Recomputes the first layers of a part."""
         if isinstance(part.how, tuple):
-            for clones in part.how[:count]:
+            for i, clones in enumerate(part.how):
                 if clones is not None:
-                    self.clones.setdefault(clones.at, []).append(clones)
+                    self.layers.setdefault(clones.at, []).extend([clones][: i < count])
         elif count:
             split = Split(part.how, count)
             self.splits[part.how.forward] = split.forward
@@ -145,6 +147,7 @@ def _run(program: Program, args: Sequence[Any], changes: Mapping[Address, _Chang
     told = changes.get(program.region, _Changes())
     first: dict[int, Any] = dict(zip(program.ins, args, strict=True)) | program.consts
     again: dict[int, Any] = {}
+    finished = Finished(program, first)
 
     def read(atom: Any, backward: bool) -> Any:
         if isinstance(atom, Literal):
@@ -153,10 +156,15 @@ def _run(program: Program, args: Sequence[Any], changes: Mapping[Address, _Chang
 
     with free_of_mesh():
         for i, node in enumerate(program.nodes):
-            for clones in told.clones.get(i, ()):
-                _rerun(program, clones, first, again)
+            for clones in told.layers.get(i, ()):
+                _rerun(program, clones, finished, again)
+            if told.layers.get(i) == []:
+                where, settings = equation_context(node.eqn)
+                with where, settings:
+                    finished.wait(i)
             ins = [read(a, node.phase == "bwd") for a in node.ins]
             first.update(zip(node.outs, _outs(node, ins, told, changes), strict=True))
+            finished.made(node)
         return [read(a, backward=False) for a in program.outs]
 
 
@@ -194,15 +202,12 @@ def _loop(
     return [*carry, *ys]
 
 
-def _rerun(program: Program, clones: Clones, first: dict[int, Any], again: dict[int, Any]) -> None:
+def _rerun(program: Program, clones: Clones, finished: Finished, again: dict[int, Any]) -> None:
     """Runs a part of a layer again; adds what it makes to `again`."""
-    cotangent = None if clones.after is None else again.get(clones.after, first[clones.after])
     where, settings = equation_context(program.nodes[clones.nodes[0]].eqn, again=True)
     with where, settings:
-        inputs, behind = after([first[v] for v in clones.inputs], cotangent)
+        inputs = finished.wait(clones.at, [finished.values[v] for v in clones.inputs])
     local = dict(zip(clones.inputs, inputs, strict=True))
-    if clones.after is not None:
-        again[clones.after] = behind
     again.update(local)
     for i in clones.nodes:
         node = program.nodes[i]
