@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from math import ceil
 
 import numpy as np
 
@@ -27,9 +28,14 @@ Hints = dict[tuple[int, ...], tuple[int, ...]]
 
 
 def unlimited(
-    modelled: Modelled, most_s: float = np.inf, hints: Hints | None = None
+    modelled: Modelled, most_s: float = np.inf, hints: Hints | None = None, below: int | None = None
 ) -> Solution | None:
-    """The best choices without a memory limit; None if pins contradict each other."""
+    """The best choices without a memory limit; None if pins contradict each other.
+
+    Args:
+      below: answers of so many ns or more are not wanted: None also where it is proven that all
+        are.
+    """
     request = modelled.prepared.request
     effort_s = min(request.time_limit_s, most_s)
     known = answer_from(modelled, None, ENOUGH_GAP, effort_s)
@@ -45,6 +51,7 @@ def unlimited(
         time_limit_s=effort_s,
         enough_gap=ENOUGH_GAP,
         quick=hints is not None,
+        below=None if below is None else ceil(below / (1 - ENOUGH_GAP)),
     )
     keep(modelled, None, answer, effort_s if hints is None else 0.0)
     if isinstance(answer, Infeasible):

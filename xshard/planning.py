@@ -133,18 +133,32 @@ class Relaxed:
         """Of the choices without a limit."""
         return self.modelled.peak_bytes(self.free.choices)
 
+    @property
+    def fits(self) -> bool:
+        """Whether they fit their request's limit."""
+        limit = self.modelled.prepared.request.memory_limit
+        return limit is None or self.peak_bytes <= limit
+
 
 def relaxed(
     models: Sequence[Modelled], most_s: float = np.inf, hints: Hints | None = None
 ) -> list[Relaxed]:
-    """Models without a limit, the fastest first, but for those whose pins contradict each other.
+    """Models without a limit, the fastest first.
+
+    Left out are those whose pins contradict each other, and those that are proven to be no faster
+    than one that fits.
 
     Args:
       most_s: a time limit for each, next to the request's.
       hints: choices for models that differ in numbers only; the search ends at ENOUGH_GAP then.
     """
-    free = [Relaxed(m, s) for m in models if (s := unlimited(m, most_s, hints)) is not None]
-    return sorted(free, key=lambda r: r.free.objective)
+    found, below = list[Relaxed](), None
+    for modelled in models:
+        free = unlimited(modelled, most_s, hints, below)
+        if free is not None:
+            found.append(Relaxed(modelled, free))
+            below = min(below or NO_LIMIT, free.objective) if found[-1].fits else below
+    return sorted(found, key=lambda r: r.free.objective)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +198,7 @@ def fitting(
             bounds.append(bound)
             continue
         limit = r.modelled.prepared.request.memory_limit
-        if limit is None or (rounds is None and r.peak_bytes <= limit):
+        if limit is None or (rounds is None and r.fits):
             answer: Solution | Infeasible = r.free
         else:
             rounds = searched.setdefault(i, rounds or Rounds(r.modelled, limit))

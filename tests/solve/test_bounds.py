@@ -164,3 +164,20 @@ def test_what_any_prices_make_too_wide_gets_messages(monkeypatch):
         else:
             assert answer.objective == best, seed
     assert Messages in engines
+
+
+def test_without_rows_too_a_bound_ends_the_search(monkeypatch):
+    """As soon as it shows that nothing is below what is wanted, and no sooner."""
+    monkeypatch.setattr("xshard.solve.exact.FEW_ENTRIES", 0)
+    ended = 0
+    for seed in SEEDS:
+        problem = unlimited(seed)
+        best, _ = brute_force(problem)
+        if best is None:
+            continue
+        wanted = solve(problem, below=best + 1)
+        assert wanted.choices is not None and objective_of(problem, wanted.choices) == best, seed
+        answer = solve(problem, below=best)
+        assert answer.bound is not None and answer.bound <= best, seed
+        ended += isinstance(answer, Infeasible)
+    assert ended > 0.7 * len(SEEDS)

@@ -26,8 +26,6 @@ FIRST_S = 5.0
 """Effort that the search for any answer at all has of its own."""
 MIX = 4
 MOST_ROUNDS = 4
-HARD_GAP = 0.02
-"""Where the reductions leave many choices, CP-SAT is not faster than the dual bounds below this."""
 WORTH_PRICING = 0.7
 """Choices are priced again when at most this share of them is left."""
 
@@ -64,15 +62,15 @@ def unconstrained(s: State) -> bool:
     else:
         reduced = reduce(free, most_entries=FEW_ENTRIES)
         reduced = _within_reach(s, reduced) if reduced.problem.nodes else reduced
-    if s.quick and s.is_done():
+    if s.is_beaten() or (s.quick and s.is_done()):
         s.tell("without memory")
         return True
     if reduced.problem.nodes:
         rest = reduce(reduced.problem, most_entries=MOST_ENTRIES)
         reduced = Reduced(rest.problem, (*reduced.chain, *rest.chain))
     few = num_choices(reduced.problem) <= MANY_CHOICES
-    if s.best is None or not s.is_done(0.0 if few else max(s.enough_gap, HARD_GAP)):
-        outcome = s.budget.run(minimise_cost(reduced.problem), 0.5 if few else 0.15)
+    if s.best is None or (few and not s.is_done(0.0)):
+        outcome = s.budget.run(minimise_cost(reduced.problem), 0.5)
         if outcome.infeasible:
             return False
         s.bound = max(s.bound, outcome.bound)
@@ -90,7 +88,7 @@ def _within_reach(s: State, reduced: Reduced) -> Reduced:
     tables = engine.edge_tables([e.costs for e in problem.edges])
     least, choices = engine.minimise(costs, tables)
     s.bound = max(s.bound, problem.constant + least)
-    if s.quick and s.is_done():
+    if s.is_beaten() or (s.quick and s.is_done()):
         return reduced
     enough = s.bound + int(s.enough_gap * s.bound)
     choices = improved(problem, choices, enough, s.budget.seed)
