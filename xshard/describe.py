@@ -120,6 +120,15 @@ def _op(d: Draft, a: Assignment, prices: ClusterPrices, c: int) -> PlannedOp:
     )  # fmt: skip
 
 
+def op_times_ns(d: Draft, choices: tuple[int, ...], prices: ClusterPrices) -> list[int]:
+    """What the ops of each class take in a step."""
+    strategies = decode(d, choices).strategies
+    return [
+        len(members) * d.op(c).repeat * prices.op_ns(d.graph, d.op(c), d.rules[c], strategies[c])
+        for c, members in enumerate(d.classes.members)
+    ]
+
+
 def _sources(
     d: Draft, a: Assignment, prices: ClusterPrices, ops: tuple[PlannedOp, ...],
     collectives: tuple[Located, ...],

@@ -103,13 +103,21 @@ class Outer:
             return self._in_one_piece(kept, limit, error)
         return self._searched(kept, limit, found)
 
+    def bound_ns(self, limit: int | None) -> int:
+        """No plan within the limit takes less than the fastest specs without one, of the step as
+        it is stated.
+        """
+        prepared = _under(self.candidates.with_lanes(self.candidates.stated(), limit), None)
+        found = relaxed([self.models.of(p) for p in prepared])
+        return min((r.free.bound for r in found), default=0)
+
     def _kept(self, way: Way, limit: int) -> Plan | _Kept:
         """The best plan with all layers kept if it fits, or else what that holds."""
         c = self.candidates
         least = nothing_fits(c.prepared(way)[0], limit)
         if least is not None:
             return _Kept(way, least, proven=True)
-        made, whole = planned(_under(c.with_lanes(way), None), models=self.models)
+        made, whole = planned(_under(c.with_lanes(way, limit), None), models=self.models)
         if whole.peak_bytes <= limit:
             return whole
         least = hopeless(made, limit)

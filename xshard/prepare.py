@@ -179,8 +179,8 @@ class Modelled:
 
     def with_times(self, change: Callable[[Timeline], Timeline]) -> Modelled:
         """The same with other intervals."""
-        retime = self.retime
-        changed = None if retime is None else lambda choices: change(retime(choices))
+        of = self.timeline_of
+        changed = None if self.retime is None else lambda choices: change(of(choices))
         return replace(self, timeline=change(self.timeline), retime=changed, _retimed={})
 
     def peak_bytes(self, choices: Choices) -> int:

@@ -25,7 +25,7 @@ def planned(limit: int | None, groups: Any = 2) -> Any:
 
 
 def test_a_pipeline_is_planned_again_where_xla_needs_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = planned(None).plan.predicted_peak_bytes
+    free = planned(planned(None).plan.predicted_peak_bytes).plan.predicted_peak_bytes
     limits: list[int] = []
 
     def needed(made: MpmdRunnable) -> int:

@@ -41,8 +41,9 @@ def by_hand(table: StageTable, counts: Counts) -> float:
 def test_the_least_bound_is_that_of_all_boundaries(seed: int) -> None:
     rng = random.Random(seed)
     stages = rng.randint(1, 4)
-    alone = [Bound(t, (t / 16, t / 16)) for t in (rng.randint(8, 80) for _ in range(8))]
-    table = StageTable([rng.choice("ab") for _ in alone], range(stages, 0, -1), alone)
+    unit = {c: Bound(t, (t / 16, t / 16)) for c in "ab" for t in (rng.randint(8, 80),)}
+    contents = [rng.choice("ab") for _ in range(8)]
+    table = StageTable(contents, range(stages, 0, -1), [unit[c] for c in contents])
     for _ in range(10):
         start = rng.randrange(8)
         key = table.key(rng.randrange(stages), start, rng.randint(start + 1, 8))

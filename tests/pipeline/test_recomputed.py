@@ -6,23 +6,29 @@ import pytest
 
 from xshard.pipeline.recomputed import Recomputed
 
+ALIKE = [100, 90, 80, 70, 60]
+
 
 @pytest.mark.parametrize(
-    ("peaks", "limit", "expected", "looks"),
+    ("expected", "peaks", "limit", "best", "looks"),
     [
-        ([100, 90, 80, 70, 60], 100, 1, 2),
-        ([100, 90, 80, 70, 60], 75, 3, 2),
-        ([100, 60, 59, 58, 57], 75, 2, 3),  # the first saves most: one would do
-        ([100, 99, 98, 97, 40], 75, 4, 3),  # the last saves most
-        ([100, 90, 80, 70, 60], 10, 4, 1),  # none fits: all come nearest
-        ([100, 101, 102, 103, 104], 75, 0, 1),  # it does not help
+        (ALIKE, ALIKE, 100, 0, 1),  # all fit
+        (ALIKE, ALIKE, 75, 3, 1),  # expected so
+        ([80, 70, 60, 50, 40], ALIKE, 75, 3, 2),  # it holds more than expected
+        ([130, 120, 110, 100, 90], ALIKE, 75, 3, 2),  # it holds less than expected
+        (ALIKE, [100, 60, 59, 58, 57], 75, 1, 4),  # the first saves most
+        (ALIKE, [100, 99, 98, 97, 40], 75, 4, 2),  # the last saves most
+        (ALIKE, ALIKE, 10, 4, 1),  # none fits: all come nearest
+        (ALIKE, [100, 101, 102, 103, 104], 75, 3, 2),  # it does not help
     ],
 )
-def test_numbers_that_fit(peaks: list[int], limit: int, expected: int, looks: int) -> None:
-    found, seen = Recomputed(4, limit, peaks[0]), 0
+def test_numbers_that_fit(
+    expected: list[int], peaks: list[int], limit: int, best: int, looks: int
+) -> None:
+    found, seen = Recomputed(expected, limit), 0
     while not found.done:
         number = found.guess()
         found.see(number, peaks[number])
         seen += 1
-    assert found.best() == expected
+    assert found.best() == best
     assert seen <= looks

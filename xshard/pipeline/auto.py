@@ -68,9 +68,10 @@ def fastest(search: PipelineSearch, groups: Sequence[int], whole: Outer) -> Pipe
     why = _looked(search, groups)
     best = search.plan() if search.found is not None else None
     limit = search.memory_limit
-    free = whole.best(None)
-    if best is not None and free.bound_ns >= best.objective_ns:
-        trial = replace(_trial(free), outcome="at least", time_ns=free.bound_ns)
+    least = whole.bound_ns(limit) if best is not None else 0
+    if best is not None and least >= best.objective_ns:
+        number = whole.candidates.stated().microbatches
+        trial = PipelineTrial(WHOLE, 1, number, None, "at least", least)
         return replace(best, trials=(trial, *best.trials))
     try:
         plan = whole.best(limit)

@@ -2,28 +2,24 @@
 
 The boundaries that look best by what is known so far (`xshard.pipeline.bounds`) are planned next,
 until none looks better than the best step. What is known of each stage from the start are its
-units, planned alone. Each stage is planned for its own least time.
+units, planned alone, and what follows from them (`xshard.pipeline.estimate`). Each stage is planned
+for its own least time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 
 from xshard.one_model import ENOUGH_GAP
-from xshard.pipeline.bounds import Bound, Counts, StageTable, spans
+from xshard.pipeline.bounds import Bound, Counts, StageTable, least_ns, spans
 from xshard.pipeline.cuts import Cuts
+from xshard.pipeline.estimate import Estimates
 from xshard.pipeline.recomputed import Recomputed
-from xshard.pipeline.solver import (
-    Loose,
-    StagePlan,
-    StagePlans,
-    StageSolver,
-    TooLargeError,
-    part_ns_of,
-)
+from xshard.pipeline.solver import Loose, StagePlan, StagePlans, StageSolver, TooLargeError
+from xshard.pipeline.units import Parts, Units, bound_of
 from xshard.schedules import Schedule, Simulation, Times, in_flight
 
 MOST_PLANNED = 4
@@ -32,9 +28,6 @@ MOST_PEAKS = 3
 """Numbers of recomputed units whose memory is looked at for a stage."""
 MOST_TRIED = 100
 """Boundaries that are looked at, most of whose stages are known from others."""
-
-Parts = Mapping[str, int]
-"""The time of each part of a stage, for one microbatch or for the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +65,43 @@ class BoundarySearch:
     again: dict[Hashable, int] = field(default_factory=dict)
     too_large: list[TooLargeError] = field(default_factory=list)
     looks: int = 0
+    _units: Units | None = None
     _table: StageTable | None = None
     _plans: dict[tuple[Counts, Counts], StagePlans] = field(default_factory=dict)
-    _saved: dict[int, float | None] = field(default_factory=dict)
-    _loose: dict[Hashable, Loose] = field(default_factory=dict)
+    _loose: dict[Hashable, tuple[StagePlans, Loose]] = field(default_factory=dict)
+
+    @property
+    def units(self) -> Units:
+        """Each unit as a stage of its own.
+
+        Raises:
+          PipelineError: there are more stages than units.
+        """
+        if self._units is None:
+            self.cuts.cut.balanced(self.schedule.num_stages)
+            n = len(self.cuts.cut.units)
+            one = self.planned((1,) * n, (0,) * n)
+            self._units = Units.of(self.cuts.cut, one, self.schedule.parts)
+        return self._units
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are units that were not planned."""
+        return self._table is None
+
+    def go_on(self) -> None:
+        """Plans a unit more, and without any left makes the table.
+
+        Raises:
+          PipelineError: there are more stages than units.
+        """
+        units, s = self.units, self.schedule
+        if units.open:
+            units.go_on()
+            once = units.known_ns / s.num_groups
+            self.bound_ns = max(once, least_ns(units.each_ns, s.microbatches, s.num_stages))
+        if not units.open:
+            _ = self.table
 
     @property
     def table(self) -> StageTable:
@@ -85,19 +111,27 @@ class BoundarySearch:
           PipelineError: there are more stages than units.
         """
         if self._table is None:
-            self.cuts.cut.balanced(self.schedule.num_stages)
-            self._table = self._of_units()
+            units = self.units
+            while units.open:
+                units.go_on()
+            expect = lambda *stage: self.estimates.of(*stage).bound  # noqa: E731
+            self._table = StageTable(units.contents, self.flying, units.bounds, expect)
             self.bound_ns = self._table.least((), self._at_least)[1]
         return self._table
 
+    @cached_property
+    def estimates(self) -> Estimates:
+        """Of stages that were not planned."""
+        s = self.schedule
+        limit, held = self.solver.memory_limit, self.units.held
+        return Estimates(self.units.bounds, held, s.parts, s.microbatches, limit, self.remat)
+
     @property
     def promise_ns(self) -> float:
-        """What no step is shorter than, by its units alone until others are planned.
-
-        Raises:
-          PipelineError: there are more stages than units.
-        """
-        return self.bound_ns if self.table else inf
+        """What a step is expected to take; of units that are not planned, at least."""
+        if self._table is None:
+            return self.bound_ns
+        return max(self.bound_ns, self._table.least((), self._at_least, expected=True)[1])
 
     @property
     def best_ns(self) -> float:
@@ -127,7 +161,7 @@ class BoundarySearch:
         """
         table = self.table
         while True:
-            counts, guess = table.least(self.tried, self._at_least, expected=bool(self.tried))
+            counts, guess = table.least(self.tried, self._at_least, expected=True)
             if not counts or guess >= min(below, self.best_ns) * (1 - ENOUGH_GAP):
                 break
             if any(key not in table.known for key in table.keys(counts)):
@@ -150,21 +184,6 @@ class BoundarySearch:
         self.bound_ns = min(self.bound_ns, self.best_ns * min(share, 1.0))
         return Found(counts, again, plans)
 
-    def _of_units(self) -> StageTable:
-        """The table with each unit planned alone; equal ones once."""
-        n = len(self.cuts.cut.units)
-        one = self.planned((1,) * n, (0,) * n)
-        contents = self.solver.pinned.told_apart(self.cuts.cut.contents, one.staged)
-        first = {content: k for k, content in reversed(list(enumerate(contents)))}
-        alone: dict[int, Bound] = {}
-        for k in {first[c] for c in contents} | {0, n - 1}:
-            loose = one.loose(k)
-            free = loose.relaxed.free
-            parts = part_ns_of(one.staged, loose)
-            alone[k] = self._bound(parts, free.bound, free.objective)
-        bounds = [alone[k] if k in alone else alone[first[c]] for k, c in enumerate(contents)]
-        return StageTable(contents, self.flying, bounds)
-
     @cached_property
     def flying(self) -> tuple[int, ...]:
         """By stage, the microbatches whose residuals it holds at most."""
@@ -180,12 +199,13 @@ class BoundarySearch:
     def _plan(self, counts: Counts, table: StageTable) -> None:
         """Plans those stages that are not known, and enters them."""
         again = self._recomputed(counts, table)
-        plans, keys = self.planned(counts, again), table.keys(counts)
-        for s, (key, span) in enumerate(zip(keys, spans(counts), strict=True)):
-            if key in table.known and len(plans.groups) == len(counts):
+        shares = len(set(self.schedule.placement)) < len(counts)
+        plans = self.planned(counts, again) if shares else None
+        for s, (key, span) in enumerate(zip(table.keys(counts), spans(counts), strict=True)):
+            if key in table.known and not shares:
                 continue
             try:
-                made = plans.add(s)
+                made = plans.add(s) if plans else self._alone(counts, again, s)
             except TooLargeError as error:
                 self.too_large.append(error)
                 table.known[key] = Bound(inf, (inf,) * len(self.schedule.parts))
@@ -193,52 +213,48 @@ class BoundarySearch:
             self.parts[key], self.again[key] = made.part_ns, again[s]
             table.learn(s, *span, self._bound_of(made))
 
+    def _alone(self, counts: Counts, again: Counts, stage: int) -> StagePlan:
+        """The plan of a stage that shares its devices with no other."""
+        plans, loose = self._loosely(counts, again, stage)
+        held = self.solver.holding(loose, self.table.in_flight[stage])
+        return self.solver.plan(plans.staged, held)
+
     def _recomputed(self, counts: Counts, table: StageTable) -> Counts:
         """Of each stage, how many units are recomputed: as few as let its fastest specs fit."""
         limit = self.solver.memory_limit
         if self.remat == "all":
             return counts
-        known = [self.again.get(key) for key in table.keys(counts)]
-        none = tuple(k or 0 for k in known)
         if self.remat == "none" or limit is None:
-            return none
-        kept = self.planned(counts, (0,) * len(counts))
-        ranges: dict[int, Recomputed] = {}
-        for s, (count, k) in enumerate(zip(counts, known, strict=True)):
-            peak = self._peak_bytes(counts, kept, s, 0) if k is None else 0
-            if peak > limit:
-                saved = self._saved.get(table.in_flight[s])
-                ranges[s] = Recomputed(count, limit, peak, saved)
-        if any(r.saved is None for r in ranges.values()):
-            every = self.planned(counts, counts)
-            for s, r in ranges.items():
-                r.see(r.count, self._peak_bytes(counts, every, s, r.count))
-        return self._fitting(counts, none, ranges)
-
-    def _fitting(self, counts: Counts, given: Counts, ranges: dict[int, Recomputed]) -> Counts:
-        """Looks at the peaks of some numbers of recomputed units, all open stages at a time."""
-        found = list(given)
+            return (0,) * len(counts)
+        found = [self.again.get(key, 0) for key in table.keys(counts)]
+        opened: dict[int, Recomputed] = {}
+        for s, (key, (start, stop)) in enumerate(
+            zip(table.keys(counts), spans(counts), strict=True)
+        ):
+            if key not in self.again:
+                peaks = self.estimates.peaks_bytes(start, stop, table.in_flight[s])
+                opened[s] = Recomputed(peaks, limit)
         for _ in range(MOST_PEAKS):
-            opened = [s for s, r in ranges.items() if not r.done]
-            if not opened:
-                break
-            for s in opened:
-                found[s] = ranges[s].guess()
-            plans = self.planned(counts, tuple(found))
-            for s in opened:
-                ranges[s].see(found[s], self._peak_bytes(counts, plans, s, found[s]))
-        for s, r in ranges.items():
-            found[s] = r.best()
-            self._saved.setdefault(self.table.in_flight[s], r.saved)
-        return tuple(found)
+            looked = [s for s, r in opened.items() if not r.done]
+            found = [opened[s].guess() if s in opened else k for s, k in enumerate(found)]
+            for s in looked:
+                opened[s].see(found[s], self._peak_bytes(counts, tuple(found), s))
+        return tuple(opened[s].best() if s in opened else k for s, k in enumerate(found))
 
-    def _peak_bytes(self, counts: Counts, plans: StagePlans, stage: int, again: int) -> int:
-        """Of a stage's fastest specs; stages that differ in microbatches in flight share them."""
-        start, stop = spans(counts)[stage]
-        key = self.table.content(start, stop), again
+    def _peak_bytes(self, counts: Counts, again: Counts, stage: int) -> int:
+        """Of a stage's fastest specs."""
+        flying = self.table.in_flight[stage]
+        peak = self.solver.peak_bytes(self._loosely(counts, again, stage)[1], flying)
+        self.estimates.see(*spans(counts)[stage], flying, again[stage], peak)
+        return peak
+
+    def _loosely(self, counts: Counts, again: Counts, stage: int) -> tuple[StagePlans, Loose]:
+        """A stage without a limit; those that differ in microbatches in flight share it."""
+        key = self.table.content(*spans(counts)[stage]), again[stage]
         if key not in self._loose:
-            self._loose[key] = plans.loose(stage)
-        return self.solver.peak_bytes(self._loose[key], self.table.in_flight[stage])
+            plans = self.planned(counts, again)
+            self._loose[key] = plans, plans.loose(stage)
+        return self._loose[key]
 
     def planned(self, counts: Counts, recomputed: Counts) -> StagePlans:
         """The stages, to be planned."""
@@ -253,12 +269,8 @@ class BoundarySearch:
         return self._plans[counts, recomputed]
 
     def _bound_of(self, made: StagePlan) -> Bound:
-        return self._bound(made.part_ns, made.plan.bound_ns, made.plan.objective_ns)
-
-    def _bound(self, parts: Parts, bound: float, objective: float) -> Bound:
-        share = min(1.0, bound / max(objective, 1))
-        each = (parts.get(part, 0) * share for part in self.schedule.parts)
-        return Bound(bound, tuple(each))
+        plan = made.plan
+        return bound_of(made.part_ns, self.schedule.parts, plan.bound_ns, plan.objective_ns)
 
     def _at_least(self, stages: Sequence[Bound]) -> float:
         """No step of stages that take so long is shorter."""

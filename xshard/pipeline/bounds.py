@@ -12,7 +12,12 @@ step with longer tasks ends before. Stages of equal units have one entry. One th
 is bounded by its units' sums, each of which was planned alone, without a memory limit: specs that
 the units of a stage must agree on, and memory, only add to that. What units share (masks) they have
 one by one in this sum, so it is scaled by the least ratio to it of what was planned. What to plan
-next goes by the mean ratio instead.
+next goes by what stages are expected to take instead (`xshard.pipeline.estimate`), scaled by the
+mean ratio to that.
+
+Before all units are planned, those that are give a bound without boundaries. With $C$ for the sum
+of their $c$, $m$ microbatches and $p$ stages, $T_s \ge m c_s$, so that the least
+$\max_s(\sum_{t<s} c_t + m c_s)$, where all of these are equal, is $C / (1 - (1 - 1/m)^p)$.
 """
 
 from __future__ import annotations
@@ -20,12 +25,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from math import inf
 
 Counts = tuple[int, ...]
 """Units on each stage."""
-MOST_REFINED = 200
+Expect = Callable[[Hashable, int, int, int], "Bound"]
+"""What a stage is going to take: of its content, first unit, the one behind its last, and the
+microbatches in flight."""
+MOST_REFINED = 50
 """Boundaries whose step is simulated to find the next."""
 
 
@@ -63,16 +70,20 @@ class StageTable:
       contents: of each unit, something equal for equal units.
       in_flight: by stage, the microbatches that it holds.
       alone: of each unit as a stage of its own.
+      expect: what units start:stop are going to take with so many microbatches in flight; None: as
+        much as their sum.
       known: by `key`, of stages that were planned.
-      ratios: of these to their units' sums, by microbatches in flight: under a memory limit a stage
-        takes longer the more it holds.
+      ratios: of these to their units' sums.
+      errors: of these to what they were expected to take, by microbatches in flight.
     """
 
     contents: Sequence[Hashable]
     in_flight: Sequence[int]
     alone: Sequence[Bound]
+    expect: Expect | None = None
     known: dict[Hashable, Bound] = field(default_factory=dict)
-    ratios: dict[int, list[float]] = field(default_factory=dict)
+    ratios: list[float] = field(default_factory=list)
+    errors: dict[int, list[float]] = field(default_factory=dict)
     _ids: dict[Hashable, int] = field(default_factory=dict)
     _of: list[list[int]] = field(default_factory=list)
     _sums: dict[tuple[int, int], Bound] = field(default_factory=dict)
@@ -100,20 +111,25 @@ class StageTable:
     def learn(self, stage: int, start: int, stop: int, bound: Bound) -> None:
         """Enters a stage that was planned."""
         self.known[self.key(stage, start, stop)] = bound
-        ratio = bound.total_ns / max(self._sums[start, stop].total_ns, 1)
-        self.ratios.setdefault(self.in_flight[stage], []).append(ratio)
+        self.ratios.append(bound.total_ns / max(self._sums[start, stop].total_ns, 1))
+        error = bound.total_ns / max(self._expected(stage, start, stop).total_ns, 1)
+        self.errors.setdefault(self.in_flight[stage], []).append(error)
 
     def bound(self, stage: int, start: int, stop: int, *, expected: bool = False) -> Bound:
         """Of units start:stop on a stage; `expected`: rather what it is going to take."""
         found = self.known.get(self.key(stage, start, stop))
         if found is not None:
             return found
-        ratios = [r for some in self.ratios.values() for r in some]
-        ratio = min((1.0, *ratios))
-        if expected and ratios:
-            alike = self.ratios.get(self.in_flight[stage], ratios)
-            ratio = sum(alike) / len(alike)
-        return self._sums[start, stop].scaled(ratio)
+        if not expected:
+            return self._sums[start, stop].scaled(min((1.0, *self.ratios)))
+        errors = [e for some in self.errors.values() for e in some] or [1.0]
+        alike = self.errors.get(self.in_flight[stage], errors)
+        return self._expected(stage, start, stop).scaled(sum(alike) / len(alike))
+
+    def _expected(self, stage: int, start: int, stop: int) -> Bound:
+        if self.expect is None:
+            return self._sums[start, stop]
+        return self.expect(self.content(start, stop), start, stop, self.in_flight[stage])
 
     def bounds(self, counts: Counts, *, expected: bool = False) -> list[Bound]:
         """Of the stages that these boundaries give."""
@@ -141,6 +157,11 @@ class StageTable:
                 refined = max(bound, step_ns(self.bounds(counts, expected=expected)))
                 heapq.heappush(seen, (refined, counts))
         return (seen[0][1], seen[0][0]) if seen else ((), inf)
+
+
+def least_ns(each_ns: float, microbatches: int, stages: int) -> float:
+    """A step in so many stages takes at least that, if all run so long for a microbatch."""
+    return each_ns / (1 - (1 - 1 / microbatches) ** stages)
 
 
 def spans(counts: Counts) -> list[tuple[int, int]]:
@@ -171,10 +192,14 @@ def _in_order(table: StageTable, expected: bool) -> Iterator[tuple[float, Counts
 
 
 def _totals(table: StageTable, expected: bool) -> Callable[[int, int, int], tuple[float, float]]:
-    @cache
+    found: dict[Hashable, tuple[float, float]] = {}
+
     def of(stage: int, start: int, stop: int) -> tuple[float, float]:
-        bound = table.bound(stage, start, stop, expected=expected)
-        return bound.total_ns, bound.each_ns
+        key = table.key(stage, start, stop)
+        if key not in found:
+            bound = table.bound(stage, start, stop, expected=expected)
+            found[key] = bound.total_ns, bound.each_ns
+        return found[key]
 
     return of
 

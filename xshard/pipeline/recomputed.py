@@ -1,56 +1,50 @@
-"""How many units of a stage have to be recomputed: as few as its memory allows, by secants."""
+"""How many units of a stage have to be recomputed: as few as its memory allows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
 class Recomputed:
     """A search over the number of recomputed units, with which a stage's memory falls.
 
-    It ends where the secant from none says so: at the least where all save alike.
+    It ends where one less is not expected to fit.
 
     Attributes:
-      count: of all units.
-      peak: bytes with none, more than the limit.
-      saved: bytes that each unit saves, about; None: not known yet.
-      exceeds: so many are too few.
-      fits: so many are enough; None: not seen yet.
+      expected: by the number of recomputed units, what is going to be held; all numbers are
+        expected to be wrong by as much as the last that was looked at.
+      seen: number -> bytes.
     """
 
-    count: int
+    expected: Sequence[int]
     limit: int
-    peak: float
-    saved: float | None = None
-    exceeds: int = 0
-    fits: int | None = None
+    seen: dict[int, int] = field(default_factory=dict[int, int])
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing to be learned: the best number is known, or none helps."""
-        if self.exceeds == self.count or (self.saved is not None and self.saved <= 0):
-            return True
-        return self.fits is not None and self.guess() >= self.fits
+        """Whether there is nothing to be learned: the best number is known, or none fits."""
+        return self.guess() in self.seen
 
-    def guess(self) -> int:
-        """The number to look at next; all, as long as it is not known what one saves."""
-        most = self.count if self.fits is None else self.fits
-        if self.saved is None or self.saved <= 0:
-            return most
-        return min(max(self.exceeds + 1, ceil((self.peak - self.limit) / self.saved)), most)
-
-    def see(self, number: int, peak: float) -> None:
+    def see(self, number: int, peak: int) -> None:
         """Enters the peak with so many of them."""
-        self.saved = (self.peak - peak) / number
-        if peak <= self.limit:
-            self.fits = number
-        else:
-            self.exceeds = number
+        self.seen.pop(number, None)
+        self.seen[number] = peak
 
     def best(self) -> int:
-        """The fewest that are known to fit; where none do, what comes nearest."""
-        if self.saved is not None and self.saved <= 0:
-            return 0
-        return self.guess() if self.fits is None else self.fits
+        """The fewest that are known to fit; where none do, what comes nearest, or could fit."""
+        fits = [n for n, peak in self.seen.items() if peak <= self.limit]
+        if fits:
+            return min(fits)
+        return self.guess() if not self.done else min(self.seen, key=lambda n: self.seen[n])
+
+    def guess(self) -> int:
+        """The number to look at next: the fewest that are expected to fit, and could."""
+        all_ = len(self.expected) - 1
+        least = max((n + 1 for n, peak in self.seen.items() if peak > self.limit), default=0)
+        most = min((n for n, peak in self.seen.items() if peak <= self.limit), default=all_)
+        number, peak = [*self.seen.items()][-1] if self.seen else (0, self.expected[0])
+        off = peak - self.expected[number]
+        numbers = range(least, most)
+        return next((n for n in numbers if self.expected[n] + off <= self.limit), most)

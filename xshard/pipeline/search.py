@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from math import inf
 from typing import Any
 
@@ -68,6 +69,8 @@ class PipelineSearch:
       below: plans that take so many ns or more are not wanted.
       pins: what the user fixed.
       trials: what was looked at.
+      _shared: the least ratio of planned stages to their units' sums: what units share counts for
+        each of them there.
     """
 
     traced: Traced
@@ -85,6 +88,7 @@ class PipelineSearch:
     found: Best | None = None
     bound_ns: float = inf
     too_large: list[TooLargeError] = field(default_factory=list)
+    _shared: float = 1.0
     _began_s: float | None = None
     _divided: Divided | None = None
     _cuts: dict[int, Cuts] = field(default_factory=dict)
@@ -153,20 +157,26 @@ class PipelineSearch:
     def _try(self, groups: Sequence[int], microbatches: int) -> float:
         """The best time over one of so many groups, infinite if it is no better than before.
 
-        Boundaries are planned once for the ways that promise most; those that come close to the
-        best of them are searched to the end.
+        The way that promises most is looked at further: at its units, then at the boundaries that
+        look best. Those that come close to the best of them are searched to the end.
         """
-        end = self._end_s()
+        end, looked = self._end_s(), list[BoundarySearch]()
         searches = [s for n in groups for s in self._searches(n, microbatches)]
-        looked: list[BoundarySearch] = []
-        for search in sorted(searches, key=lambda s: s.promise_ns):
+        waiting = [(0.0, i, s) for i, s in enumerate(searches)]
+        while waiting:
+            promise, i, search = heappop(waiting)
             best = min((s.best_ns for s in looked), default=inf)
             fits = sum(s.best_ns < inf for s in looked)
-            if fits >= MOST_SEARCHED or (fits and time.monotonic() > end):
+            late = fits >= MOST_SEARCHED or (fits > 0 and time.monotonic() > end)
+            if late or promise >= min(best, self._below):
                 self._note(search, "not planned")
-                continue
-            search.look(min(best * (1 + CLOSE), self._below), 1)
-            looked.append(search)
+            elif search.is_open:
+                search.go_on()
+                heappush(waiting, (search.promise_ns, i, search))
+            else:
+                search.look(min(best * (1 + CLOSE), self._below), 1)
+                looked.append(search)
+                self._shared = min(self._shared, *search.table.ratios, 1.0)
         looked.sort(key=lambda s: s.best_ns)
         best = looked[0].best_ns if looked else inf
         return min((self._finished(s, best) for s in looked), default=inf)
@@ -231,12 +241,13 @@ class PipelineSearch:
     def _note(self, search: BoundarySearch, outcome: str, ns: float | None = None) -> None:
         """Enters what came of it; without a time, what it takes at least."""
         s, fits = search.schedule, outcome != "does not fit"
-        shown = round(search.bound_ns if ns is None else ns) if fits else None
+        bound = search.bound_ns * (1.0 if search.looks else self._shared)
+        shown = round(bound if ns is None else ns) if fits else None
         self.trials.append(
             PipelineTrial(s.name, s.num_stages, s.microbatches, search.solver.mesh, outcome, shown)
         )
         if fits:
-            self.bound_ns = min(self.bound_ns, search.bound_ns)
+            self.bound_ns = min(self.bound_ns, bound)
 
     def refusal(self) -> InfeasibleError:
         """Why nothing fits, by the stage that comes nearest."""

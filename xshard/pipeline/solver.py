@@ -19,6 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from xshard._jax import auto_mesh
 from xshard.cost.cluster import Cluster
 from xshard.cost.measured import Measured
+from xshard.describe import op_times_ns
 from xshard.errors import InfeasibleError, PlanError
 from xshard.ir.graph import Address
 from xshard.one_model import Hints
@@ -151,9 +152,17 @@ class StageSolver:
 
     def peak_bytes(self, loose: Loose, in_flight: int) -> int:
         """The peak of a stage's best choices without a limit, with so many microbatches."""
+        held = self.holding(loose, in_flight).relaxed
+        return held.modelled.peak_bytes(held.free.choices)
+
+    def holding(self, loose: Loose, in_flight: int) -> Loose:
+        """The same stage with so many microbatches."""
+        if in_flight == loose.in_flight:
+            return loose
         modelled, free = self.free[loose.fingerprint]
-        held = replace(modelled, prepared=loose.prepared, answers=[])
-        return with_in_flight(held, loose.graph.held, in_flight).peak_bytes(free.choices)
+        prepared, graph = loose.prepared, loose.graph
+        held = with_in_flight(replace(modelled, prepared=prepared), graph.held, in_flight)
+        return replace(loose, in_flight=in_flight, relaxed=Relaxed(held, free))
 
     def plan(self, staged: Staged, loose: Loose, below: int | None = None) -> StagePlan:
         """The best plan of a stage within the limit.
@@ -171,7 +180,7 @@ class StageSolver:
                 self.known[loose.key] = plan
         if isinstance(plan, TooLargeError):
             raise plan
-        part_ns = _part_ns(staged, loose.graph, loose.prepared, plan)
+        part_ns = _part_ns_of_plan(staged, loose.graph, loose.prepared, plan)
         return StagePlan(loose.graph, loose.prepared, plan, part_ns)
 
     def _solved(self, loose: Loose, below: int | None) -> Plan | TooLargeError:
@@ -201,23 +210,38 @@ def with_in_flight(modelled: Modelled, held: frozenset[int], in_flight: int) -> 
 
 def part_ns_of(staged: Staged, loose: Loose) -> dict[str, int]:
     """The time of each part without a memory limit."""
-    plan = described(loose.relaxed.modelled, loose.relaxed.free)
-    return _part_ns(staged, loose.graph, loose.prepared, plan)
+    free, d = loose.relaxed.free, loose.relaxed.modelled.draft
+    ops_ns = op_times_ns(d, free.choices, loose.prepared.prices)
+    return _part_ns(staged, loose.graph, loose.prepared, ops_ns, free.objective)
 
 
-def _part_ns(staged: Staged, graph: StageGraph, prepared: Prepared, plan: Plan) -> dict[str, int]:
-    """The plan's time by part; communication goes with the parts as their computation does."""
+def _part_ns_of_plan(
+    staged: Staged, graph: StageGraph, prepared: Prepared, plan: Plan
+) -> dict[str, int]:
+    ops_ns = [op.time_ns for op in plan.ops]
+    return _part_ns(staged, graph, prepared, ops_ns, plan.objective_ns)
+
+
+def _part_ns(
+    staged: Staged, graph: StageGraph, prepared: Prepared, ops_ns: Sequence[int], objective: int
+) -> dict[str, int]:
+    """The time by part; communication goes with the parts as their computation does.
+
+    Args:
+      ops_ns: the time of each class of ops.
+      objective: of all, communication counted in.
+    """
     ops = prepared.request.traced.graph.ops
     part_of = [""] * (max(graph.stops, default=0) + 1)
     for place, start, stop in zip(graph.programs, graph.starts, graph.stops, strict=True):
         part_of[start:stop] = [staged.programs[place].part] * (stop - start)
     found: dict[str, int] = {}
-    for c, planned in enumerate(plan.ops):
+    for c, ns in enumerate(ops_ns):
         at = ops[prepared.classes.members[c][0]].address[0]
         part = part_of[at] if at < len(part_of) else ""
-        found[part or "after"] = found.get(part or "after", 0) + planned.time_ns
+        found[part or "after"] = found.get(part or "after", 0) + ns
     compute = max(sum(found.values()), 1)
-    scale = plan.objective_ns / compute
+    scale = objective / compute
     return {
         part: round(ns * scale / (staged.microbatches if part in PER_MICROBATCH else 1))
         for part, ns in found.items()
@@ -291,7 +315,7 @@ class StagePlans:
                 f"{stage} is not what was planned; plan again, or call the step of the plan"
             )
         graph = self.cut.graph(stage)
-        part_ns = _part_ns(self.staged, graph, prepared, plan)
+        part_ns = _part_ns_of_plan(self.staged, graph, prepared, plan)
         self._add(stage, StagePlan(graph, prepared, plan, part_ns))
 
     def _pins(self, stage: int) -> dict[int, Spec]:
