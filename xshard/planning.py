@@ -136,8 +136,7 @@ class Relaxed:
     @property
     def fits(self) -> bool:
         """Whether they fit their request's limit."""
-        limit = self.modelled.prepared.request.memory_limit
-        return limit is None or self.peak_bytes <= limit
+        return self.modelled.fits(self.free.choices, self.modelled.prepared.request.memory_limit)
 
 
 def relaxed(
@@ -198,7 +197,7 @@ def fitting(
             bounds.append(bound)
             continue
         limit = r.modelled.prepared.request.memory_limit
-        if limit is None or (rounds is None and r.fits):
+        if rounds is None and r.fits:
             answer: Solution | Infeasible = r.free
         else:
             rounds = searched.setdefault(i, rounds or Rounds(r.modelled, limit))

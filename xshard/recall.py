@@ -219,11 +219,7 @@ def _cheapest(modelled: Modelled, limit: int | None) -> Answer | None:
     found = sorted(
         (a for a in modelled.answers if a.choices is not None), key=lambda a: a.objective
     )
-    return next((a for a in found if _fits(modelled, a.choices or (), limit)), None)
-
-
-def _fits(modelled: Modelled, choices: tuple[int, ...], limit: int | None) -> bool:
-    return limit is None or modelled.peak_bytes(choices) <= limit
+    return next((a for a in found if modelled.fits(a.choices or (), limit)), None)
 
 
 def _bytes(limit: int | None) -> int:

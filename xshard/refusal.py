@@ -112,7 +112,7 @@ def _can_fit(m: Modelled, end: float) -> bool:
     """
     free = unlimited(m)
     limit = m.prepared.request.memory_limit
-    if free is None or limit is None or m.peak_bytes(free.choices) <= limit:
+    if free is None or m.fits(free.choices, limit):
         return free is not None
     answer = search(m, limit, diagnose=False, enough_gap=1.0, end=end)
     if isinstance(answer, Infeasible) and time.monotonic() > end:

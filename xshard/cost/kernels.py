@@ -217,7 +217,8 @@ class _Builder:
         self._add_loops()
         self._add_ops()
         for op in self.ops:
-            self._wire(op)
+            if self.of_op.get(op.id) not in self.inner or self._enters(op) or self._leaves(op):
+                self._wire(op)
         for k, kernel in enumerate(self.kernels):
             kernel.reads -= kernel.makes
             kernel.after.discard(k)
@@ -318,6 +319,10 @@ class _Builder:
             made = {self.storage.buffer[v] for v in op.outputs}
             mine = (b for b in made if self.of_op.get(self._producer(b)) == k)
             kernel.makes |= {b for b in mine if self.storage.stored[b]}
+
+    def _enters(self, op: Op) -> bool:
+        """Whether an op is where a loop of this computation begins."""
+        return op.prim in INTO_LOOPS and op.address[:-2] == self.program.paths[op.id][self.depth]
 
     def _leaves(self, op: Op) -> bool:
         """Whether an op is where a loop of this computation ends."""

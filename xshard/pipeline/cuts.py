@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from xshard.prepare import Prepared, Request, prepare, priced
+from xshard.prepare import Prepared, Request, Timed, prepare, priced
 from xshard.stages.cut import Cuttable
 from xshard.stages.graph import StageGraph, stage_graph
 from xshard.stages.staged import Staged
@@ -59,7 +59,7 @@ def _in_memory(prepared: Prepared, graph: StageGraph) -> Prepared:
     for v in (*graph.crossing, *graph.held):
         stored[buffer[v]] = True
     storage = replace(prepared.storage, stored=tuple(stored))
-    return priced(replace(prepared, storage=storage, lives={}))
+    return priced(replace(prepared, storage=storage, timed=Timed()))
 
 
 @dataclass(slots=True)
