@@ -27,6 +27,7 @@ __all__ = [
     "ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Var", "auto_mesh", "closed", "consts_of",
     "equation_context", "expanded", "free_of_mesh", "has_explicit_axes", "has_mesh",
     "holds_shard_map", "inlined", "is_array_aval", "is_ordered_debugging", "is_user_file",
+    "known_value",
     "lowered", "made_of",
     "needed_for", "needs_devices", "opened", "retraced", "retraced_at", "retyped", "scan_counts",
     "scopes_and_transforms", "solve_reads", "solves_called", "source_line", "sub_jaxprs",
@@ -293,6 +294,11 @@ def typeof(value: Any) -> Any:
         weak = bool(getattr(value, "weak_type", False))
         return core.ShapedArray(value.shape, value.dtype, weak_type=weak)
     return unsharded(core.shaped_abstractify(value))
+
+
+def known_value(x: Any) -> Any:
+    """The array that a tracer stands for, as in `jax.grad` outside of `jax.jit`; or None."""
+    return core.to_concrete_value(x)
 
 
 def has_explicit_axes(value: Any) -> bool:

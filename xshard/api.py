@@ -93,7 +93,7 @@ def auto_shard(
         user's own cache; False: none.
 
     Returns:
-      A callable with `plan`, `lower`, `init`, `audit`, `in_shardings` and `out_shardings`.
+      A callable with `plan`, `trace`, `lower`, `init`, `audit`, `in_shardings` and `out_shardings`.
 
     Raises:
       XshardError: at the first call: what is wrong, where, and the mend.

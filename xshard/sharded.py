@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
-from xshard._jax import has_explicit_axes
+from xshard._jax import has_explicit_axes, known_value
 from xshard.compare.check import Check, check_step
 from xshard.errors import PlanError, TraceError
 from xshard.ir.trace import trace
@@ -80,16 +80,20 @@ class ShardedStep:
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """As `jax.jit(fun).lower`: arguments may be arrays or `jax.ShapeDtypeStruct`s."""
+        return self.trace(*args, **kwargs).lower()
+
+    def trace(self, *args: Any, **kwargs: Any) -> jax.stages.Traced:
+        """As `jax.jit(fun).trace`: of the planned program, with the plan's constraints."""
         call = self._arguments.call(args, kwargs)
         current = self._runnable(call)
-        lowered = current.lower(call)
+        traced = current.trace(call)
         if not kwargs and not current.lead and current.takes_row:
-            return lowered
+            return traced
 
         def row(*given: Any) -> tuple[Any, ...]:
             return *current.lead, *current.taken(self._arguments.again(call, *given), static=())
 
-        return _AsCalled(lowered, row, current.returned)  # type: ignore[return-value]
+        return _AsCalled(traced, row, current.returned)  # type: ignore[return-value]
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """As `jax.jit(fun).eval_shape`: the shapes and types of the result; nothing is planned."""
@@ -211,7 +215,7 @@ class ShardedStep:
 
 
 class _AsCalled:
-    """A lowered or compiled step that is used as the function is called.
+    """A traced, lowered or compiled step that is used as the function is called.
 
     Keywords and captured constants are put where the jitted row has them.
     """
@@ -229,6 +233,10 @@ class _AsCalled:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._returned(self._inner(*self._row(args, kwargs)))
 
+    def lower(self, *args: Any, **kwargs: Any) -> _AsCalled:
+        """As of `jax.stages.Traced`."""
+        return _AsCalled(self._inner.lower(*args, **kwargs), self._row, self._returned)
+
     def compile(self, *args: Any, **kwargs: Any) -> _AsCalled:
         """As of `jax.stages.Lowered`."""
         return _AsCalled(self._inner.compile(*args, **kwargs), self._row, self._returned)
@@ -240,15 +248,16 @@ def _all_same(a: Any, b: Any) -> bool:
 
 def _put(x: Any, sharding: jax.sharding.NamedSharding, returns: bool) -> Any:
     x = x.whole() if isinstance(x, SplitArray) else x
-    if isinstance(x, Tracer):
-        return x
-    if not (isinstance(x, jax.Array) and x.committed):
-        here = returns and sharding.is_fully_addressable
-        return jax.device_put(x, sharding) if here else x
+    value = known_value(x) if isinstance(x, Tracer) else x
+    if isinstance(value, jax.Array) and value.committed:
+        return jax.device_put(x, sharding) if _is_elsewhere(value, sharding) else x
+    here = returns and sharding.is_fully_addressable and value is x
+    return jax.device_put(x, sharding) if here else x
+
+
+def _is_elsewhere(x: jax.Array, sharding: jax.sharding.NamedSharding) -> bool:
     typed = has_explicit_axes(x) and getattr(x.sharding, "mesh", None) != sharding.mesh
-    if typed or not x.sharding.is_equivalent_to(sharding, x.ndim):
-        return jax.device_put(x, sharding)
-    return x
+    return typed or not x.sharding.is_equivalent_to(sharding, x.ndim)
 
 
 def _takes(current: Runnable, state: Any) -> bool:

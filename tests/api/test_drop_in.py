@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import xshard
 from tests.api.oracles import assert_close, assert_same
@@ -216,7 +218,9 @@ def test_keyword_arguments(kwargs: dict[str, Any], mesh: Meshes) -> None:
     expected = jax.jit(fun)(X, **kwargs)
     assert_close(step(X, **kwargs), expected)
     assert_close(step(a=X, **kwargs), expected)
-    assert_close(step.lower(X, **kwargs).compile()(X, **kwargs), expected)
+    traced = step.trace(X, **kwargs)
+    assert (traced.fun_name, traced.out_info.shape) == ("fun", expected.shape)
+    assert_close(traced.lower().compile()(X, **kwargs), expected)
 
 
 def test_keywords_are_named_in_the_plan(mesh: Meshes) -> None:
@@ -305,6 +309,17 @@ def test_it_may_be_transformed(mesh: Meshes) -> None:
     assert_close(jax.jit(fresh())(x), jax.jit(fun)(x))
     assert_close(jax.grad(fresh())(x), jax.grad(fun)(x))
     assert_close(jax.vmap(sharded(lambda row: row * 2, mesh))(x), x * 2)
+
+
+def test_transformed_where_its_arguments_lie_elsewhere(mesh: Meshes) -> None:
+    """Tracers of arrays that are sharded otherwise than planned, some of them for another mesh."""
+    fun = lambda w, x: jnp.tanh(x @ w).sum()  # noqa: E731
+    w, x = (jax.device_put(X, NamedSharding(mesh(*s), P("x"))) for s in ((8,), (2, 4)))
+    expected = jax.grad(fun)(jnp.asarray(X), jnp.asarray(X))
+    assert_close(jax.grad(sharded(fun, mesh))(w, x), expected)
+    rows = jax.vmap(jax.grad(fun), (0, None))(jnp.stack([X] * 3), jnp.asarray(X))
+    each = jax.vmap(jax.grad(sharded(fun, mesh)), (0, None))(jnp.stack([X] * 3), x)
+    assert_close(each, rows)
 
 
 def test_methods_may_be_decorated(mesh: Meshes) -> None:

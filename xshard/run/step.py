@@ -64,11 +64,15 @@ class Runnable:
             return self.jitted(*self.lead, *row)
         return self.returned(self.jitted(*self.lead, *self.taken(row)))
 
-    def lower(self, call: Call) -> jax.stages.Lowered:
-        """The lowered program, for the shapes of a call's arguments wherever they lie."""
+    def trace(self, call: Call) -> jax.stages.Traced:
+        """The traced program, for the shapes of a call's arguments wherever they lie."""
         taken = replace(call, row=tuple(self.taken(call.row)))
         given = taken.map(partial(each_leaf, _abstract), self.in_shardings, self.returns)
-        return self.jitted.lower(*self.lead, *given)  # type: ignore[attr-defined]
+        return self.jitted.trace(*self.lead, *given)  # type: ignore[attr-defined]
+
+    def lower(self, call: Call) -> jax.stages.Lowered:
+        """The lowered program."""
+        return self.trace(call).lower()
 
     def taken(self, row: Sequence[Any], static: Container[int] | None = None) -> list[Any]:
         """A row, whose static arguments stand at these places, as `jitted` takes it.
