@@ -10,6 +10,8 @@ import pytest
 
 from tests.cost.test_fusion import stored
 from tests.steps import array, mlp, mlp_params, state, train
+from xshard.cost.computations import computations
+from xshard.cost.joined import add_sums
 from xshard.cost.kernels import Computation, Copy, Kernel, Program, Sizes, Unfinished
 from xshard.cost.moments import Moments, moments
 from xshard.cost.schedule import Order, ordered
@@ -126,9 +128,22 @@ def test_gradients_of_a_layer_are_summed_together() -> None:
     unfinished = {v: Unfinished(n + i, size, "sum") for i, v in enumerate(weights)}
     for most, together in ((10 * LAYERS * size, 2 * LAYERS), (2 * size, 2)):
         nbytes = [v.nbytes for v in graph.values] + [size] * len(weights)
-        [computation] = found.computations(Sizes(nbytes, unfinished, combined_bytes=most))
+        [computation] = computations(found, Sizes(nbytes, unfinished, combined_bytes=most))
         sums = [k for k in computation.kernels if k.kind == "sum"]
         assert {len(k.makes) for k in sums} == {together}
+
+
+def test_a_sum_that_waits_for_another_is_not_finished_with_it() -> None:
+    """Its op waits at a barrier for the other's result; a third one's op does not."""
+    kernels = [
+        Kernel("op", makes={0}),
+        Kernel("barrier", reads={0}),
+        Kernel("op", makes={1}, after={1}),
+        Kernel("op", makes={2}),
+    ]
+    unfinished = {v: Unfinished(3 + v, 100, "sum") for v in range(3)}
+    add_sums(kernels, Sizes([100] * 6, unfinished))
+    assert sorted(sorted(k.makes) for k in kernels if k.kind == "sum") == [[0], [1, 2]]
 
 
 def test_a_copy_is_made_for_all_its_readers() -> None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from xshard.cost.computations import computations
 from xshard.cost.kernels import Program, Sizes
 from xshard.cost.schedule import Order, ordered
 
@@ -39,7 +40,7 @@ class Moments:
 def moments(program: Program, sizes: Sizes) -> Moments:
     """The order in which XLA:GPU runs a program whose values have these sizes."""
     slots = _Slots(program, sizes)
-    for computation in program.computations(sizes):
+    for computation in computations(program, sizes):
         slots.add(ordered(computation, sizes))
     return slots.moments()
 
