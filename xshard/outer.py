@@ -107,7 +107,8 @@ class Outer:
         """No plan within the limit takes less than the fastest specs without one, of the step as
         it is stated.
         """
-        prepared = _under(self.candidates.with_lanes(self.candidates.stated(), limit), None)
+        c, most = self.candidates, limit and 2 * limit  # more lanes would not leave room for state
+        prepared = _under(c.with_lanes(c.stated(), most), None)
         found = relaxed([self.models.of(p) for p in prepared])
         return min((r.free.bound for r in found), default=0)
 
@@ -117,7 +118,7 @@ class Outer:
         least = nothing_fits(c.prepared(way)[0], limit)
         if least is not None:
             return _Kept(way, least, proven=True)
-        made, whole = planned(_under(c.with_lanes(way, limit), None), models=self.models)
+        made, whole = planned(_under(c.with_lanes(way), None), models=self.models)
         if whole.peak_bytes <= limit:
             return whole
         least = hopeless(made, limit)

@@ -10,6 +10,13 @@ import jax
 
 
 @dataclass(frozen=True)
+class TracedPipeline:
+    """What `step.trace` gives for a pipeline, which is many programs: it can be lowered."""
+
+    lower: Callable[[], LoweredPipeline]
+
+
+@dataclass(frozen=True)
 class LoweredPipeline:
     """The programs of this process's groups, lowered.
 

@@ -13,7 +13,7 @@ from xshard.errors import PlanError
 from xshard.ir.trace import Traced
 from xshard.mpmd.held import peaks
 from xshard.mpmd.leaf import Part
-from xshard.mpmd.lowered import LoweredPipeline
+from xshard.mpmd.lowered import LoweredPipeline, TracedPipeline
 from xshard.mpmd.plan import PipelinePlan
 from xshard.mpmd.portable import portable
 from xshard.mpmd.step import Pipeline
@@ -67,6 +67,10 @@ class MpmdRunnable:
         """The row with all arrays where the step wants them."""
         placed = self.pipeline.placed(self._leaves(row))
         return self._row(jax.tree.unflatten(self.traced.in_tree, placed))
+
+    def trace(self, _call: Call | None = None) -> TracedPipeline:
+        """All programs, to be lowered."""
+        return TracedPipeline(self.lower)
 
     def lower(self, _call: Call | None = None) -> LoweredPipeline:
         """All programs of this process's groups, lowered."""

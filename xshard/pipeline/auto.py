@@ -55,7 +55,7 @@ class AutoMaker:
                 failure = failure or error
         if one is None:
             assert failure is not None
-            raise failure
+            raise _nearest(failure, search)
         return replace(one, plan=noted(one.plan, search, why))
 
 
@@ -75,9 +75,9 @@ def fastest(search: PipelineSearch, groups: Sequence[int], whole: Outer) -> Pipe
         return replace(best, trials=(trial, *best.trials))
     try:
         plan = whole.best(limit)
-    except InfeasibleError:
+    except InfeasibleError as error:
         if best is None:
-            raise
+            raise _nearest(error, search) from None
         return replace(best, trials=(_trial(None), *best.trials))
     if best is None or plan.objective_ns <= best.objective_ns:
         return noted(plan, search, why)
@@ -93,6 +93,13 @@ def _looked(search: PipelineSearch, groups: Sequence[int]) -> str:
     return ""
 
 
+def _nearest(whole: InfeasibleError, search: PipelineSearch) -> InfeasibleError:
+    """Why neither one program nor stages fit: of what would work under the smaller limit."""
+    staged = search.refusal()
+    limits = [e.smallest_limit_bytes or inf for e in (whole, staged)]
+    return whole if limits[0] <= limits[1] else staged
+
+
 def _trial(plan: Plan | None) -> PipelineTrial:
     if plan is None:
         return PipelineTrial(WHOLE, 1, 1, None, "does not fit")
@@ -105,4 +112,5 @@ def noted(plan: Plan, search: PipelineSearch, why: str) -> Plan:
     if search.trials:
         tried = ", ".join(map(str, search.trials))
         told.append(f"stages are no faster than {duration(plan.objective_ns)}: {tried}")
-    return replace(plan, notes=(*plan.notes, *told))
+    bound = round(min(plan.bound_ns, search.bound_ns))
+    return replace(plan, notes=(*plan.notes, *told), bound_ns=bound)

@@ -20,6 +20,7 @@ from xshard.pipeline.boundaries import BoundarySearch
 from xshard.pipeline.cuts import Cuts
 from xshard.pipeline.pinned import Pinned
 from xshard.pipeline.solver import StagePlans, StageSolver, TooLargeError
+from xshard.prepare import Modelled
 from xshard.refusal import limited
 from xshard.run.call import Call
 from xshard.run.fit import patience_s
@@ -255,12 +256,18 @@ class PipelineSearch:
         if not models:
             return InfeasibleError("no stages fit the memory limit")
         try:
-            limited(min(models, key=lambda m: m.prepared.request.memory_limit or 0), len(models))
+            limited(min(models, key=_known_peak_bytes), len(models))
         except InfeasibleError as error:
             return InfeasibleError(f"a stage of a pipeline: {error}", error.smallest_limit_bytes)
         return InfeasibleError(
             "no stages that fit the memory limit were found in time; a larger time_limit may help"
         )
+
+
+def _known_peak_bytes(modelled: Modelled) -> float:
+    """The least that known choices hold, of whatever limit."""
+    known = [a.choices for a in modelled.answers if a.choices is not None]
+    return min(map(modelled.peak_bytes, known), default=inf)
 
 
 def cuts_of(
