@@ -17,6 +17,7 @@ from xshard._jax import auto_mesh
 from xshard.errors import PinError
 from xshard.ir.trace import Traced, trace
 from xshard.run.annotate import Constraints, Key, annotate
+from xshard.verify.hlo import collectives_in
 
 P = PartitionSpec
 W = jnp.linspace(-1.0, 1.0, 64).reshape(8, 8)
@@ -249,6 +250,29 @@ def test_a_barrier_holds_the_reshard_back(mesh: Any) -> None:
     told = Constraints(mesh(2, 4), operands={((0,), 1): (P("x"),)}, barriers=frozenset({((0,), 1)}))
     text = jaxpr_text(lambda w, x: x @ w, lambda _: told, W, X)
     assert text.count("optimization_barrier") == 1
+
+
+def test_what_a_loop_carries_is_moved_behind_it_once(mesh: Any) -> None:
+    """Not to and fro in each turn."""
+
+    def sums(w: Any, x: Any) -> Any:
+        total = jnp.zeros((8, 16))
+        return jax.lax.scan(lambda t, v: (t + jnp.sin(v) * w[0, 0], None), total, x)[0]
+
+    traced = trace(sums, (W, jnp.ones((5, 8, 16))))
+    ops = {op.prim: op.address for op in traced.graph.ops if op.outputs}
+    carried, wanted = (P("x"),), (P(None, "x"),)
+    total = next(op for op in traced.graph.ops if op.prim == "carry_in").inputs[1]
+    maker = traced.graph.ops[traced.graph.values[total or 0].producer].address
+    told = Constraints(
+        mesh(2, 4),
+        {(ops["carry_in"], 0): carried, (maker, 0): carried, (ops["carry_out"], 0): wanted},
+        {(ops["carry_out"], 0): wanted},
+    )
+    args = W, jnp.ones((5, 8, 16))
+    text = jax.jit(annotate(traced, told)).lower(*args).compile().as_text()
+    moves = collectives_in(text or "", (2, 4), ("x", "y"))
+    assert [(c.kind, c.count) for c in moves if c.bytes > 64] == [("all-to-all", 1)]
 
 
 def test_constraints_reach_xla(mesh: Any) -> None:

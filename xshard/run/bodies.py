@@ -35,7 +35,8 @@ def _scan(frame: Frame, eqn: JaxprEqn, ins: list[Any], at: Address) -> Sequence[
     carries = range(n_consts, n_consts + n_carry)
     ins = _feed(frame, ins, (*at, 0), carries)
     body = _loop_body(frame, eqn.params["jaxpr"], at, 0, carries)
-    return _outs(frame, at, eqn.primitive.bind(*ins, **dict(eqn.params, jaxpr=body)))
+    outs = eqn.primitive.bind(*ins, **dict(eqn.params, jaxpr=body))
+    return _outs(frame, at, _carried(frame, outs, at, 0, carries))
 
 
 def _while(frame: Frame, eqn: JaxprEqn, ins: list[Any], at: Address) -> Sequence[Any]:
@@ -51,7 +52,8 @@ def _while(frame: Frame, eqn: JaxprEqn, ins: list[Any], at: Address) -> Sequence
         cond_jaxpr=_condition(frame, p["cond_jaxpr"], at, n_cond, n_body),
         body_jaxpr=_loop_body(frame, p["body_jaxpr"], at, 1, carries),
     )
-    return _outs(frame, at, eqn.primitive.bind(*ins, **params))
+    outs = eqn.primitive.bind(*ins, **params)
+    return _outs(frame, at, _carried(frame, outs, at, 1, carries))
 
 
 def _cond(frame: Frame, eqn: JaxprEqn, ins: list[Any], at: Address) -> Sequence[Any]:
@@ -81,9 +83,23 @@ def _loop_body(frame: Frame, body: Any, at: Address, sub: int, carries: range) -
         for r, k in enumerate(carries):
             port = (*at, sub, ~k)
             outs[r] = inner.result((port, 0), inner.operand((port, 1), outs[r], outs))
-        return _left(inner, outs, at, 0)
+        carried, stacked = outs[: len(carries)], outs[len(carries) :]
+        return [*carried, *_left(inner, stacked, at, 0, len(carries))]
 
     return frame.retraced(run, body) if _changes(frame, body, (*at, sub), at) else body
+
+
+def _carried(frame: Frame, outs: Sequence[Any], at: Address, sub: int, carries: range) -> list[Any]:
+    """What a loop ends with: what it carried as it was carried, then as what reads it wants it.
+
+    Were this asked for within the body alone, XLA would let the loop carry what is wanted behind
+    it, and move it to and fro in each turn.
+    """
+    ends = list(outs)
+    for r, k in enumerate(carries):
+        carried = frame.result(((*at, sub, ~k), 0), ends[r])
+        ends[r] = frame.operand(((*at, ~r), 0), carried, outs)
+    return ends
 
 
 def _condition(frame: Frame, cond: Any, at: Address, n_cond: int, n_body: int) -> Any:
@@ -113,8 +129,8 @@ def entered(inner: Frame, args: Sequence[Any], at: Address) -> list[Any]:
     return [inner.result(((*at, ~k), 0), x) for k, x in enumerate(args)]
 
 
-def _left(inner: Frame, outs: list[Any], at: Address, branch: int) -> list[Any]:
-    return [inner.operand(((*at, ~k), branch), x, outs) for k, x in enumerate(outs)]
+def _left(inner: Frame, outs: list[Any], at: Address, branch: int, start: int = 0) -> list[Any]:
+    return [inner.operand(((*at, ~k), branch), x, outs) for k, x in enumerate(outs, start)]
 
 
 def _outs(frame: Frame, at: Address, outs: Sequence[Any]) -> list[Any]:
