@@ -10,8 +10,8 @@ import numpy as np
 
 from xshard.cost.cluster import Cluster
 from xshard.cost.fusion import Storage, storage
-from xshard.cost.kernels import Program, Sizes
-from xshard.cost.liveness import Liveness, liveness
+from xshard.cost.kernels import FUSED, Program, Sizes
+from xshard.cost.liveness import IN_PLACE, Liveness, liveness
 from xshard.cost.measured import Measured
 from xshard.cost.measured_prices import prices_of
 from xshard.cost.moments import moments
@@ -135,14 +135,19 @@ class Prepared:
         order, graph = None, self.request.traced.graph
         if self.request.cluster.device.keeps is not None:
             order = moments(self._program(), sizes)
-        return liveness(graph, self.storage, self._aliased, order)
+        kinds = self._kinds()
+        in_place = {op.id for op in graph.ops if kinds[op.id] in FUSED or op.prim in IN_PLACE}
+        return liveness(graph, self.storage, self._aliased, order, in_place)
 
     def _program(self) -> Program:
         programs, starts = self.timed.programs, self.request.starts
         if starts not in programs:
-            kinds = [self.rules[c].kind for c in self.classes.op_class.tolist()]
-            programs[starts] = Program.of(self.request.traced.graph, self.storage, kinds, starts)
+            graph = self.request.traced.graph
+            programs[starts] = Program.of(graph, self.storage, self._kinds(), starts)
         return programs[starts]
+
+    def _kinds(self) -> list[str]:
+        return [self.rules[c].kind for c in self.classes.op_class.tolist()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from tests.steps import array, mlp, mlp_params, state, train
 from xshard.cost.liveness import Liveness, liveness
 from xshard.ir.graph import Graph
 from xshard.ir.trace import trace
+from xshard.rules import rule_of
 from xshard.ties import ties_of
 
 SMALL = 512
@@ -47,7 +48,8 @@ def live(fun: Any, args: tuple[Any, ...], *, donated: bool = False) -> Live:
     graph, kept = stored(fun, *args)
     first = set(graph.inputs[: len(jax.tree.leaves(args[0]))]) if donated else set[int]()
     aliased = {v: arg for v, arg in ties_of(trace(fun, args)).items() if arg in first}
-    return Live(graph, liveness(graph, kept, aliased))
+    in_place = [op.id for op in graph.ops if rule_of(graph, op).kind in ("elementwise", "view")]
+    return Live(graph, liveness(graph, kept, aliased, in_place=in_place))
 
 
 def compiled(fun: Any, args: tuple[Any, ...], *, donated: bool = False) -> tuple[int, int]:
@@ -75,6 +77,17 @@ def scan_stacked(w: Any, x: Any) -> Any:
 
 def scan_layers(ws: Any, x: Any) -> Any:
     return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, ws)[0]
+
+
+def scan_sums(xs: Any) -> Any:
+    def body(total: Any, x: Any) -> Any:
+        return total + x.T @ x, None
+
+    return jax.lax.scan(body, jnp.zeros((512, 512)), xs)[0].sum(0)
+
+
+def scan_steps(x: Any, w: Any) -> Any:
+    return jax.lax.scan(lambda h, _: (jnp.tanh(h @ w), None), jnp.sin(x), None, length=6)[0].sum(0)
 
 
 def scan_gradient(ws: Any, x: Any) -> Any:
@@ -105,6 +118,8 @@ CASES = {
     "a constant": (lambda x: x @ jnp.zeros((128, 128)), (SQUARE,), False, 0.0, 1.0),
     "a loop that stacks": (scan_stacked, (SQUARE, SQUARE), False, 0.99, 1.01),
     "a loop over layers": (scan_layers, (array(6, 128, 128), SQUARE), False, 0.99, 1.01),
+    "sums in a loop": (scan_sums, (array(6, 128, 512),), False, 0.99, 1.01),
+    "a loop that replaces what it reads": (scan_steps, (SQUARE, SQUARE), False, 0.99, 1.01),
     "its gradient": (scan_gradient, (array(6, 128, 128), array(512, 128)), False, 0.96, 1.03),
     "a train step": (*STEP, False, 1.0, 1.6),
     "a train step in place": (*STEP, True, 0.95, 1.1),

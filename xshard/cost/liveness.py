@@ -8,7 +8,7 @@ donated argument.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from xshard.cost.fusion import Storage
 from xshard.cost.moments import Moments
 from xshard.ir.graph import Graph, Op
 
+IN_PLACE = frozenset("dynamic_update_slice scatter scatter-add scatter_add scatter_mul".split())
+"""Primitives that write into their first operand, if nothing reads it afterwards."""
 _LOOP_OPERANDS = frozenset({"scan_const", "scan_x", "carry_in"})
 
 
@@ -56,13 +58,18 @@ class Liveness:
 
 
 def liveness(
-    graph: Graph, storage: Storage, aliased: dict[int, int], moments: Moments | None = None
+    graph: Graph,
+    storage: Storage,
+    aliased: dict[int, int],
+    moments: Moments | None = None,
+    in_place: Collection[int] = (),
 ) -> Liveness:
     """Live intervals of all values.
 
     Args:
       aliased: result value -> donated input value whose buffer it takes over.
       moments: in which order ops run; None for the program's.
+      in_place: ops that can write their result over an operand that they read last.
     """
     moments = moments or Moments.in_order(len(graph.ops))
     at, end = moments.of_op, len(moments.ops)
@@ -78,6 +85,7 @@ def liveness(
         _write(op, storage, first, last, loop_end, at[op.id], moments.of_sum)
     for op in reversed(graph.ops):
         _read(op, storage, last, loop_end, at[op.id])
+    _carry_on(graph, storage, first, last, at, in_place)
     _alias(storage, aliased, first, last)
     gone = ~np.array(storage.stored, dtype=bool)
     first[gone], last[gone] = -1, -2
@@ -143,6 +151,67 @@ def _loop_ends(graph: Graph, at: Sequence[int]) -> dict[tuple[int, ...], tuple[i
             low, high = spans.get(prefix, (at[op.id], at[op.id]))
             spans[prefix] = (min(low, at[op.id]), max(high, at[op.id]))
     return spans
+
+
+def _carry_on(
+    graph: Graph,
+    storage: Storage,
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    at: Sequence[int],
+    in_place: Collection[int],
+) -> None:
+    """What a loop carries is made where it was before, if nothing reads that afterwards.
+
+    Not where the loop begins with an argument of the step, or with what is read elsewhere, too:
+    XLA copies that.
+    """
+    taken = {storage.buffer[v] for v in (*graph.inputs, *graph.consts)}
+    until, readers = _last_use(graph, storage, at), _readers(graph, storage)
+    for op in graph.ops:
+        if op.prim != "carry_in" or len(op.inputs) < 2 or op.inputs[1] is None:
+            continue
+        old, new = (storage.buffer[v] for v in (op.outputs[0], op.inputs[1]))
+        if old in taken or old == new or first[new] < 0 or not storage.stored[old]:
+            continue
+        body, maker = op.address[:-1], graph.values[new].producer
+        if maker < 0 or graph.ops[maker].address[: len(body)] != body:
+            continue
+        others = (o for o in readers[old] if graph.ops[o].address[: len(body)] != body)
+        read = until[op.outputs[0]]
+        ends = read < first[new] or (read == first[new] and maker in in_place)
+        if ends and all(at[o] < at[op.id] for o in others):
+            start = at[op.id]
+            first[new], last[new] = min(first[new], start), max(last[new], last[old])
+            last[old] = max(first[old], start - 1)
+            taken |= {old, new}
+
+
+def _readers(graph: Graph, storage: Storage) -> list[list[int]]:
+    """Of each buffer, the ops that read it."""
+    found: list[list[int]] = [[] for _ in graph.values]
+    for op in graph.ops:
+        for v in op.inputs[:1] if op.prim == "carry_in" else op.inputs:
+            if v is not None:
+                found[storage.buffer[v]].append(op.id)
+    return found
+
+
+def _last_use(graph: Graph, storage: Storage, at: Sequence[int]) -> list[int]:
+    """When each value, a view of it, or what is computed from it in passing is read last."""
+    found = [-1] * len(graph.values)
+    for op in reversed(graph.ops):
+        passed = [
+            found[v]
+            for v in op.outputs
+            if not storage.is_stored(v)
+            or any(w is not None and storage.buffer[w] == storage.buffer[v] for w in op.inputs)
+        ]
+        stop = max([at[op.id], *passed])
+        for v in op.inputs[:1] if op.prim == "carry_in" else op.inputs:
+            if v is not None:
+                found[v] = max(found[v], stop)
+    return found
 
 
 def _alias(
