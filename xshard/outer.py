@@ -118,10 +118,12 @@ class Outer:
         least = nothing_fits(c.prepared(way)[0], limit)
         if least is not None:
             return _Kept(way, least, proven=True)
-        made, whole = planned(_under(c.with_lanes(way), None), models=self.models)
+        made, whole = planned(_under(c.with_lanes(way, limit), None), models=self.models)
         if whole.peak_bytes <= limit:
             return whole
-        least = hopeless(made, limit)
+        mesh = made.prepared.request.mesh  # lanes hold more than the step without them
+        [plain] = [p for p in _under(c.prepared(way), None) if p.request.mesh == mesh]
+        least = hopeless(self.models.of(plain), limit)
         state = sum(a.local_bytes for a in whole.arguments)
         about = Hopeless(state // whole.mesh.num_devices, whole.peak_bytes - state)
         return _Kept(way, least or about, least is not None, whole.objective_ns)

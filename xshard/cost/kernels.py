@@ -110,6 +110,7 @@ class Sizes:
       unfinished: by value.
       copies: by (value, op that reads it).
       replaced: values whose buffer is a donated argument's.
+      carried: carry_in ops whose loop makes the next value split like the last one; None: unknown.
       combined_bytes: results of sums that a collective finishes together, at most.
     """
 
@@ -117,6 +118,7 @@ class Sizes:
     unfinished: Mapping[int, Unfinished] = field(default_factory=dict[int, Unfinished])
     copies: Mapping[tuple[int, int], Copy] = field(default_factory=dict[tuple[int, int], Copy])
     replaced: frozenset[int] = frozenset()
+    carried: frozenset[int] | None = None
     combined_bytes: int = 31457287
 
     def bytes_of(self, buffer: int) -> int:

@@ -63,6 +63,7 @@ def liveness(
     aliased: dict[int, int],
     moments: Moments | None = None,
     in_place: Collection[int] = (),
+    carried: Collection[int] | None = None,
 ) -> Liveness:
     """Live intervals of all values.
 
@@ -70,6 +71,8 @@ def liveness(
       aliased: result value -> donated input value whose buffer it takes over.
       moments: in which order ops run; None for the program's.
       in_place: ops that can write their result over an operand that they read last.
+      carried: carry_in ops whose loop makes the next value split like the last one; None: not
+        known, and taken to be so without the memory of where they differ.
     """
     moments = moments or Moments.in_order(len(graph.ops))
     at, end = moments.of_op, len(moments.ops)
@@ -85,7 +88,7 @@ def liveness(
         _write(op, storage, first, last, loop_end, at[op.id], moments.of_sum)
     for op in reversed(graph.ops):
         _read(op, storage, last, loop_end, at[op.id])
-    _carry_on(graph, storage, first, last, at, in_place)
+    _carry_on(graph, storage, first, last, at, in_place, carried)
     _alias(storage, aliased, first, last)
     gone = ~np.array(storage.stored, dtype=bool)
     first[gone], last[gone] = -1, -2
@@ -160,6 +163,7 @@ def _carry_on(
     last: NDArray[np.int64],
     at: Sequence[int],
     in_place: Collection[int],
+    carried: Collection[int] | None,
 ) -> None:
     """What a loop carries is made where it was before, if nothing reads that afterwards.
 
@@ -174,6 +178,8 @@ def _carry_on(
         old, new = (storage.buffer[v] for v in (op.outputs[0], op.inputs[1]))
         if old in taken or old == new or first[new] < 0 or not storage.stored[old]:
             continue
+        if carried is not None and op.id not in carried:
+            continue
         body, maker = op.address[:-1], graph.values[new].producer
         if maker < 0 or graph.ops[maker].address[: len(body)] != body:
             continue
@@ -181,10 +187,14 @@ def _carry_on(
         read = until[op.outputs[0]]
         ends = read < first[new] or (read == first[new] and maker in in_place)
         if ends and all(at[o] < at[op.id] for o in others):
+            taken |= {old, new}
+            if carried is None:
+                last[old] = max(last[old], last[new])
+                first[new], last[new] = -1, -2
+                continue
             start = at[op.id]
             first[new], last[new] = min(first[new], start), max(last[new], last[old])
             last[old] = max(first[old], start - 1)
-            taken |= {old, new}
 
 
 def _readers(graph: Graph, storage: Storage) -> list[list[int]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from xshard.cost.kernels import Copy, Sizes, Unfinished
 from xshard.solve.draft import Draft
 from xshard.solve.memory import Timeline
-from xshard.spec import num_shards
+from xshard.spec import Spec, num_shards
 
 Choices = tuple[int, ...]
 
@@ -37,7 +37,22 @@ def sizes_of(d: Draft, timeline: Timeline, choices: Choices, replaced: frozenset
             nbytes.append(taken)
         is_tied = d.graph.ops[op].phase == "bwd" and len(phases[v]) > 1
         copies[v, op] = Copy(made[key], taken, is_tied)
-    return Sizes(nbytes, unfinished, copies, replaced)
+    return Sizes(nbytes, unfinished, copies, replaced, frozenset(_carried(d, choices)))
+
+
+def _carried(d: Draft, choices: Choices) -> Iterator[int]:
+    """carry_in ops of loops that make the next value split like the last one."""
+    for op in d.graph.ops:
+        following = op.inputs[1] if op.prim == "carry_in" and len(op.inputs) > 1 else None
+        if following is None:
+            continue
+        if _spec(d, choices, op.outputs[0]) == _spec(d, choices, following):
+            yield op.id
+
+
+def _spec(d: Draft, choices: Choices, value: int) -> Spec:
+    node, index = d.stored[int(d.classes.value_class[value])]
+    return d.specs(d.graph.values[value].shape)[int(index[choices[node]])]
 
 
 def _usage(d: Draft, choices: Choices, e: int) -> int:
