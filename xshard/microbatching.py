@@ -50,7 +50,8 @@ class Way:
     """How a step is run, beside its specs.
 
     Attributes:
-      recomputed: of each chain of layers (`xshard.remat`), how many are recomputed; (): none.
+      recomputed: of each chain of layers (`xshard.remat`), how many are recomputed; (): the step
+        is left as it is; zeros: unrolled layers of its backward pass wait for each other.
       lanes: parts of each sum over the batch that are added up after the loop.
     """
 
@@ -165,6 +166,11 @@ class Candidates:
         """The numbers of layers that can be recomputed."""
         return tuple(part.length for part in self.layers(Way(number)).parts)
 
+    def kept(self, number: int) -> Way:
+        """All layers kept; unrolled ones wait in the backward pass for those behind them."""
+        found = self.layers(Way(number))
+        return Way(number, (0,) * len(found.parts) if found.may_wait else ())
+
     def dims(self) -> tuple[int, ...]:
         """The batch's dimension in each flattened argument, -1 for none."""
         if self.batch_axes is not None:
@@ -186,7 +192,7 @@ class Candidates:
     def _run_so(
         self, way: Way, dims: tuple[int, ...]
     ) -> tuple[Traced, tuple[RecomputedLayers, ...]]:
-        if not any(way.recomputed):
+        if not way.recomputed:
             return self._cut(way, dims), ()
         found = self.layers(way, dims)
         parts = zip(found.parts, way.recomputed, strict=True)

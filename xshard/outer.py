@@ -309,7 +309,7 @@ class _Search:
             return
         yield from self._recomputing(number, every)
         if not self.kept.proven or held <= self.limit:
-            yield Way(number)
+            yield self.candidates.kept(number)
 
     def _recomputing(self, number: int, every: Way) -> Iterator[Way]:
         """As many recomputed layers as let the fastest specs fit; none if they do anyway.
@@ -319,7 +319,7 @@ class _Search:
         """
         held = self.kept.at(number)
         if not self.kept.proven or held <= self.limit:
-            kept = self._relaxed(Way(number))
+            kept = self._relaxed(self.candidates.kept(number))
             if not kept:
                 yield every
                 return
@@ -394,7 +394,7 @@ class _Search:
         assert self.best is not None
         best = self.best[0].prepared.request
         counts = tuple(part.recomputed for part in best.remat)
-        way = Way(best.microbatches, counts if any(counts) else ())
+        way = Way(best.microbatches, counts)
         lanes = self.candidates.lanes(way, self.limit, best.mesh)
         for n in sorted(lanes)[-1:]:
             tried = _under(self.candidates.prepared(replace(way, lanes=n)), self.limit)

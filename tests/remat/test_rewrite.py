@@ -83,7 +83,7 @@ def test_clones_are_backward_ops_with_their_lines() -> None:
     assert sum(n for (prim, _, _), n in more.items() if prim == "dot_general") == P.LAYERS
 
 
-@pytest.mark.parametrize("count", [1, P.LAYERS])
+@pytest.mark.parametrize("count", [0, 1, P.LAYERS])
 def test_a_layer_waits_for_the_cotangent_and_the_gradients_of_the_layers_behind_it(
     count: int,
 ) -> None:

@@ -56,12 +56,18 @@ class Layered:
     program: Program
     parts: tuple[Repeated, ...]
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether layers can wait for those behind them in the backward pass: unrolled ones."""
+        return any(isinstance(part.how, tuple) for part in self.parts)
+
     def recomputing(self, counts: Sequence[int]) -> Traced:
         """The step in which of each part so many layers are recomputed, the first ones.
 
-        Their residuals would wait longest for the backward pass.
+        Their residuals would wait longest for the backward pass. Where none is recomputed, unrolled
+        layers of the backward pass still wait for each other (`xshard.remat.finished`).
         """
-        if not any(counts):
+        if not counts:
             return self.traced
         changes: dict[Address, _Changes] = {}
         for part, count in zip(self.parts, counts, strict=True):
