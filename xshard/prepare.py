@@ -137,10 +137,7 @@ class Prepared:
             order = moments(self._program(), sizes)
         kinds = self._kinds()
         in_place = {op.id for op in graph.ops if kinds[op.id] in FUSED or op.prim in IN_PLACE}
-        carried = sizes.carried
-        if order is None:
-            carried = [op.id for op in graph.ops if op.prim == "carry_in"]
-        return liveness(graph, self.storage, self._aliased, order, in_place, carried)
+        return liveness(graph, self.storage, self._aliased, order, in_place, sizes.carried)
 
     def _program(self) -> Program:
         programs, starts = self.timed.programs, self.request.starts

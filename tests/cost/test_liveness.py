@@ -49,8 +49,7 @@ def live(fun: Any, args: tuple[Any, ...], *, donated: bool = False) -> Live:
     first = set(graph.inputs[: len(jax.tree.leaves(args[0]))]) if donated else set[int]()
     aliased = {v: arg for v, arg in ties_of(trace(fun, args)).items() if arg in first}
     in_place = [op.id for op in graph.ops if rule_of(graph, op).kind in ("elementwise", "view")]
-    carried = [op.id for op in graph.ops if op.prim == "carry_in"]
-    return Live(graph, liveness(graph, kept, aliased, in_place=in_place, carried=carried))
+    return Live(graph, liveness(graph, kept, aliased, in_place=in_place))
 
 
 def compiled(fun: Any, args: tuple[Any, ...], *, donated: bool = False) -> tuple[int, int]:

@@ -110,7 +110,7 @@ class Sizes:
       unfinished: by value.
       copies: by (value, op that reads it).
       replaced: values whose buffer is a donated argument's.
-      carried: carry_in ops whose loop makes the next value split like the last one; None: unknown.
+      carried: carry_in ops whose loop makes the next value split like the last one; None: all.
       combined_bytes: results of sums that a collective finishes together, at most.
     """
 

@@ -71,8 +71,7 @@ def liveness(
       aliased: result value -> donated input value whose buffer it takes over.
       moments: in which order ops run; None for the program's.
       in_place: ops that can write their result over an operand that they read last.
-      carried: carry_in ops whose loop makes the next value split like the last one; None: not
-        known, and taken to be so without the memory of where they differ.
+      carried: carry_in ops whose loop makes the next value split like the last one; None: all.
     """
     moments = moments or Moments.in_order(len(graph.ops))
     at, end = moments.of_op, len(moments.ops)
@@ -188,10 +187,6 @@ def _carry_on(
         ends = read < first[new] or (read == first[new] and maker in in_place)
         if ends and all(at[o] < at[op.id] for o in others):
             taken |= {old, new}
-            if carried is None:
-                last[old] = max(last[old], last[new])
-                first[new], last[new] = -1, -2
-                continue
             start = at[op.id]
             first[new], last[new] = min(first[new], start), max(last[new], last[old])
             last[old] = max(first[old], start - 1)
